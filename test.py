@@ -3,7 +3,8 @@ import os
 import signal
 
 if __name__ == "__main__":  # before the slow imports; nothing that Ctrl-C could tear is written here
-    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"\nStopped.\n"), os._exit(130)))
+    stderr = os.dup(2)  # as in train.py
+    signal.signal(signal.SIGINT, lambda *_: (os.write(stderr, b"\nStopped.\n"), os._exit(130)))
 
 import argparse
 import math

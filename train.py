@@ -8,11 +8,12 @@ import signal
 import sys
 
 stopped = "Stopped."  # what Ctrl-C says; main() and Backup keep it up to date
+stderr = os.dup(2)  # 2 itself is closed to TensorFlow's import below
 
 
 def stop(*_):
     """Answer Ctrl-C with one line and exit code 130, at once: files are only ever replaced whole, so nothing tears."""
-    os.write(2, f"\n{stopped}\n".encode())  # print() is not safe inside a signal handler
+    os.write(stderr, f"\n{stopped}\n".encode())  # print() is not safe inside a signal handler
     os._exit(130)
 
 
@@ -20,8 +21,6 @@ if __name__ == "__main__":  # before the slow imports, so that Ctrl-C is answere
     signal.signal(signal.SIGINT, stop)
 
 import argparse
-import contextlib
-import errno
 import hashlib
 import json
 import re
@@ -32,23 +31,11 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what matters arrives as an exception too
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # a third faster where it is not on by itself (CPUs without AVX-512)
-
-
-@contextlib.contextmanager
-def silent_stderr():
-    """Discard all that is written to file descriptor 2: TensorFlow 2.21 logs there before it reads its log level."""
-    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(null)
-
-
-with silent_stderr():
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow 2.21 logs there before it looks at its log level
+try:
     import tensorflow as tf
+finally:
+    os.dup2(stderr, 2)
 import keras
 import numpy as np
 import requests
@@ -65,14 +52,14 @@ num_classes = 10
 epochs = 30  # passes of 50,000 // 64 = 781 steps
 model_name = "cifar10-model-v1"  # results/NAME.h5, logs/NAME
 
-# copies of the archive at https://www.cs.toronto.edu/~kriz/cifar.html, whose server gives it out at 55 to 85 kB/s
-# (pytorch/vision issue 9536); the SHA-256 is the one that TFDS registers for it
+# copies of https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz, which comes at 55 to 85 kB/s from there
+# (pytorch/vision issue 9536), and the SHA-256 that TFDS registers for it
 mirrors = [
     "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/cifar-10-binary.tar.gz",
     "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com/notebook/datasets/cifar-10-binary.tar.gz",
 ]
 archive_sha256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
-slowest = 200_000  # bytes a second; a mirror below this after 10 s is dropped
+slowest = 200_000  # bytes a second; a mirror that is below it after 10 s is dropped
 
 
 class Failure(Exception):
@@ -84,69 +71,65 @@ def replace_whole(path, write, previous=None):
 
     Args:
         path: Path of the file.
-        write: function that is given the Path of a temporary file beside it and writes that.
+        write: function that writes the file at the temporary Path that it is given.
         previous: Path under which the old file is kept, or None.
     Raises:
-        Failure: the file cannot be written, for instance because the disk is full; the old one is untouched.
+        OSError: the file cannot be written, for instance because the disk is full; the old one is untouched.
     """
     part = path.with_name("part-" + path.name)
     try:
         write(part)
         with part.open("rb+") as file:
-            os.fsync(file.fileno())  # on the disk before it takes the name: a power cut must not leave an empty file
+            os.fsync(file.fileno())  # before it takes the name: a power cut must not leave an empty file
         if previous and path.exists():
             os.replace(path, previous)
         os.replace(part, path)
-    except (OSError, RuntimeError) as error:  # h5py raises either when the disk is full
-        full = getattr(error, "errno", 0) == errno.ENOSPC or "No space" in str(error) or isinstance(error, RuntimeError)
-        raise Failure(f"{path} could not be written: {'the disk is full' if full else error}.\n"
-                      "What was saved before is intact. Make room there, then the same command continues.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        error.filename = str(path)
+        raise
 
 
 def fetch_archive(archive, university):
-    """Download the CIFAR-10 archive from the first mirror that delivers it, unless the file is there already.
+    """Download CIFAR-10 to the Path `archive` from the first mirror that delivers it, unless it is there already.
 
-    Args:
-        archive: Path to put it at.
-        university: the address that TFDS itself uses, whose turn comes after the mirrors.
     Raises:
-        Failure: nothing at all could be reached.
+        Failure: the file there is another one, or neither a mirror nor the university's own address, which TFDS would use next, can be reached.
     """
     if archive.exists():
-        return
+        if hashlib.sha256(archive.read_bytes()).hexdigest() == archive_sha256:
+            return
+        raise Failure(f"{archive} is not the archive of CIFAR-10:\n"
+                      f"its SHA-256 should be {archive_sha256}. Replace it, or delete it.")
     archive.parent.mkdir(parents=True, exist_ok=True)
     part = archive.with_suffix(".part")
     for url in mirrors:
         try:
-            with requests.get(url, stream=True, timeout=(3, 10)) as reply, part.open("wb") as file:
+            with requests.get(url, stream=True, timeout=(3, 10)) as reply, part.open("wb") as file, tqdm.tqdm(
+                    total=int(reply.headers.get("Content-Length", 0)), unit="B", unit_scale=True) as bar:
                 reply.raise_for_status()
-                digest, begin = hashlib.sha256(), time.monotonic()
-                with tqdm.tqdm(total=int(reply.headers.get("Content-Length", 0)) or None, desc=archive.name,
-                               unit="B", unit_scale=True) as bar:
-                    for block in iter(lambda: reply.raw.read1(1 << 16), b""):
-                        file.write(block)
-                        digest.update(block)
-                        bar.update(len(block))
-                        seconds = time.monotonic() - begin
-                        if seconds > 10 and bar.n < slowest * seconds:
-                            raise OSError(f"only {bar.n / seconds / 1000:.0f} kB/s")
+                digest, start = hashlib.sha256(), time.monotonic()
+                while block := reply.raw.read1(1 << 16):  # what has come, however little, so that slowness is seen
+                    file.write(block)
+                    digest.update(block)
+                    bar.update(len(block))
+                    seconds = time.monotonic() - start
+                    if seconds > 10 and bar.n < slowest * seconds:
+                        raise OSError(f"only {bar.n / seconds / 1000:.1f} kB/s")
             if digest.hexdigest() != archive_sha256:
-                raise OSError("other bytes than the original's, by their SHA-256")
+                raise OSError("delivered other bytes than the original's, or not all of them")
             os.replace(part, archive)
             return
         except (OSError, urllib3.exceptions.HTTPError) as error:
-            reason = "cannot be reached" if isinstance(error, requests.ConnectionError) else str(error).split("\n")[0]
-            print(f"Mirror dropped: {url}: {reason[:100]}", flush=True)
+            reason = "cannot be reached" if isinstance(error, requests.ConnectionError) else str(error)[:100]
+            print(f"Mirror dropped: {url}: {reason}", flush=True)
         finally:
             part.unlink(missing_ok=True)
-    try:  # TFDS alone would try for minutes before it says that there is no network
-        requests.head(university, timeout=5)
+    try:  # without a network TFDS would try for minutes
+        requests.head(university, timeout=(3, 10))
     except requests.RequestException as error:
         raise Failure(f"CIFAR-10 could not be downloaded: neither the mirrors nor {university} can be reached.\n"
-                      f"Try again later, or put cifar-10-binary.tar.gz (162 MiB) into {archive.parent},\n"
+                      f"Try again later, or put cifar-10-binary.tar.gz into {archive.parent},\n"
                       "or set TFDS_DATA_DIR to a folder where TensorFlow Datasets has prepared cifar10.") from error
 
 
@@ -158,32 +141,32 @@ def damaged(reason):
 
 
 def prepare_data():
-    """Find CIFAR-10 where TensorFlow Datasets has prepared it, or download and prepare it; say which.
+    """Return the tfds.core.DatasetBuilder of `cifar10`, prepared; download and prepare it first if need be.
 
-    Returns:
-        The tfds.core.DatasetBuilder of `cifar10`, ready to be read.
     Raises:
-        Failure: it is not there and cannot be had.
+        Failure: it is damaged, or it is not there and cannot be had.
     """
     try:
         builder = tfds.builder("cifar10")
-        folder, ready = Path(builder.data_dir), builder.is_prepared()
+        folder, prepared = Path(builder.data_dir), builder.is_prepared()
     except Exception as error:  # a damaged description ends in whatever json, protobuf or the file system raise
         raise Failure(damaged(str(error))) from error
-    if ready:
+    if prepared:
         print(f"CIFAR-10 is in {folder}", flush=True)
         return builder
     if folder.exists():
         raise Failure(damaged(f"{folder} is not complete"))
     archive = folder.parents[1] / "downloads" / "manual" / "cifar-10-binary.tar.gz"
     print(f"CIFAR-10 (162 MiB) is being downloaded to {archive.parent}\n"
-          f"and will be prepared in {folder}, once and for all.", flush=True)
+          f"and prepared in {folder}, this once.", flush=True)
     fetch_archive(archive, next(iter(builder.url_infos)))
     try:
         builder.download_and_prepare()
-    except tfds.download.NonMatchingChecksumError as error:
-        raise Failure(f"{archive} is not the CIFAR-10 archive:\n"
-                      f"its SHA-256 should be {archive_sha256}. Delete it or replace it.") from error
+    except Exception as error:  # TFDS's own have no common ancestor
+        if isinstance(error, OSError) and error.filename:  # the disk
+            raise
+        raise Failure(f"CIFAR-10 could not be downloaded and prepared: {' '.join(str(error).split())[:200]}\n"
+                      "Run the same command again.") from error
     return builder
 
 
@@ -327,21 +310,28 @@ class Backup(keras.callbacks.Callback):
 
 
 def keep_earlier_run(results, logs, name):
-    """Copy the model, picture and logs that an earlier run left under this name to a dated name, and clear the logs.
+    """Keep the model, curves and logs of an earlier run under a dated name; leave an empty folder for new logs.
 
-    The model itself stays in its place until the new one is finished.
+    The model is copied, not moved: it stays in use until the new one is there.
     """
-    model_file, log_dir = results / f"{name}.h5", logs / name
+    model_file = results / f"{name}.h5"
     if model_file.exists():
-        name += time.strftime("-%Y%m%d-%H%M%S", time.localtime(model_file.stat().st_mtime))
-        for file in model_file, model_file.with_suffix(".png"):
-            kept = results / f"{name}{file.suffix}"
-            if file.exists() and not kept.exists():
-                replace_whole(kept, lambda part: shutil.copy2(file, part))
-        if not (logs / name).exists():  # otherwise these logs are of a run that was given up
-            os.replace(log_dir, logs / name)
-        print(f"The earlier model and its logs are kept as {results / name}.h5 and {logs / name}")
-    shutil.rmtree(log_dir, ignore_errors=True)
+        dated = name + time.strftime("-%Y%m%d-%H%M%S", time.localtime(model_file.stat().st_mtime))
+        for suffix in ".h5", ".png":
+            old, kept = results / (name + suffix), results / (dated + suffix)
+            if old.exists() and not kept.exists():
+                replace_whole(kept, lambda part: shutil.copy2(old, part))
+        if not (logs / dated).exists():  # otherwise the logs are those of a newer run, which was given up
+            os.replace(logs / name, logs / dated)
+        print(f"The earlier run is kept as {results / dated}.h5 and {logs / dated}", flush=True)
+    shutil.rmtree(logs / name, ignore_errors=True)
+    (logs / name).mkdir()
+
+
+def save(model, path):
+    """Save a model as HDF5, first making sure of the room on the disk: without it HDF5 ends the process."""
+    path.write_bytes(bytes(3 * 4 * model.count_params() + 1_000_000))  # float32 weights, Adam's two moments, the rest
+    model.save(path)
 
 
 def plot_curves(history, path):
@@ -365,8 +355,8 @@ def plot_curves(history, path):
 
 
 def run(main):
-    """Call a script's main; put what its user can cause into a few lines and exit code 1."""
-    absl_logging.set_verbosity(absl_logging.ERROR)  # no advice on HDF5: the tutorial's model file is one
+    """Call a script's main, but put what its user can cause into a few lines and exit code 1."""
+    absl_logging.set_verbosity(absl_logging.ERROR)  # no advice against HDF5: the tutorial's model file is one
     try:
         main()
     except Failure as failure:
@@ -375,52 +365,59 @@ def run(main):
             tf.errors.FailedPreconditionError, tf.errors.InvalidArgumentError) as error:
         sys.exit("\n" + damaged(error.message))
     except OSError as error:
-        sys.exit(f"\n{error.filename or 'A file'} cannot be used: {error.strerror or error}")
+        sys.exit(f"\n{error.filename or 'A file'}: {os.strerror(error.errno) if error.errno else error}.\n"
+                 "What was saved before is intact. Once this is mended, run the same command again.")
 
 
-def main():
-    global stopped
-
+def parse_args():
+    """Return the options of the command line; end with exit code 2 where they are out of range."""
     def whole(low, high):
         def number(text):
-            if not low <= int(text) <= high:
-                raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
+            if not (text.isdecimal() and low <= int(text) <= high):
+                raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
             return int(text)
-        number.__name__ = "whole number"  # for argparse's own message
         return number
 
-    def safe_name(text):
+    def name(text):
         if not re.fullmatch(r"\w[\w.-]{0,99}", text):
             raise argparse.ArgumentTypeError(f"{text!r} is not made of letters, digits, '_', '-' and '.'")
         return text
 
-    parser = argparse.ArgumentParser(description="Train the tutorial's CNN on CIFAR-10. A run that was interrupted is "
-                                     "continued by the same command.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Train the tutorial's CNN on CIFAR-10. The same command continues a run that was interrupted.")
     parser.add_argument("--epochs", type=whole(1, 10_000), default=epochs, metavar="N", help="passes over the images")
     parser.add_argument("--batch-size", type=whole(1, 50_000), default=batch_size, metavar="N", help="images a step")
-    parser.add_argument("--seed", type=whole(0, 2**32 - 1), metavar="N", help="same number, same losses")
-    parser.add_argument("--name", type=safe_name, default=model_name, help="of results/NAME.h5 and logs/NAME")
+    parser.add_argument("--seed", type=whole(0, 2**32 - 1), metavar="N", help="the same number, the same losses")
+    parser.add_argument("--name", type=name, default=model_name, help="of results/NAME.h5 and logs/NAME")
     parser.add_argument("--restart", action="store_true", help="discard an unfinished run of this name")
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def main():
+    global stopped
+    args = parse_args()
     results, logs = Path("results"), Path("logs")
     model_file, log_dir = results / f"{args.name}.h5", logs / args.name
+    picture = results / f"{args.name}.png"
     for folder in results, log_dir:  # better found now than after an hour
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise Failure(f"{folder} cannot be used as a folder to write to: {error.strerror}.") from error
     if model_file.is_dir():
-        raise Failure(f"{model_file} is a folder; the model is to be saved under that name.")
+        raise Failure(f"{model_file} is a folder, but the model is to be saved there.")
 
     ds_train, ds_test, info = load_data(args.batch_size, args.seed)
     steps = info.splits["train"].num_examples // args.batch_size
     if not steps:
-        raise Failure(f"--batch-size {args.batch_size} is more than there are training images.")
+        raise Failure(f"--batch-size {args.batch_size}: there are fewer training images than that.")
     if args.seed is not None:
         keras.utils.set_random_seed(args.seed)
     gpus = tf.config.list_physical_devices("GPU")
-    device = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "the GPU") if gpus else "the CPU"
-    print(f"Training on {device}", flush=True)
+    device = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else "CPU"
+    print(f"Training on: {device}", flush=True)
     model = create_model(info.features["image"].shape)
 
     csv = keras.callbacks.CSVLogger(log_dir / "epochs.csv")
@@ -437,16 +434,17 @@ def main():
             shutil.rmtree(log_dir / part, ignore_errors=True)
     else:
         keep_earlier_run(results, logs, args.name)
-        log_dir.mkdir()
-    model.fit(ds_train.skip(done * steps) if args.seed is not None else ds_train, initial_epoch=done,
-              epochs=args.epochs, steps_per_epoch=steps, validation_data=ds_test, shuffle=False,
+    if args.seed is not None:
+        ds_train = ds_train.skip(done * steps)  # the order of images that an undisturbed run would have seen
+    model.fit(ds_train, initial_epoch=done, epochs=args.epochs, steps_per_epoch=steps, validation_data=ds_test,
+              shuffle=False,  # load_data has shuffled
               callbacks=[csv, tensorboard, backup])  # the backup last: what it holds, the others have logged
 
     stopped = "Stopped after the last epoch; the same command saves the model."
-    plot_curves(backup.history, model_file.with_suffix(".png"))
-    replace_whole(model_file, model.save)
+    plot_curves(backup.history, picture)
+    replace_whole(model_file, lambda part: save(model, part))
     backup.discard()
-    print(f"The model is in {model_file}, its curves are in {model_file.with_suffix('.png')}\n"
+    print(f"The model is in {model_file}, its curves are in {picture}\n"
           f"Next: python test.py{'' if args.name == model_name else f' {model_file}'}\n"
           "and:  tensorboard --logdir=logs")
 

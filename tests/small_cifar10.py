@@ -1,7 +1,7 @@
-"""Make a small CIFAR-10 for trying everything offline: python tests/small_cifar10.py FOLDER
+"""Make a small CIFAR-10 for trying everything offline: python tests/small_cifar10.py FOLDER [TRAIN TEST]
 
-Ten classes of 32x32 pictures that can be told apart by colour and stripes, 100 a class for training and 40 for the
-test, in the binary format of the real archive, prepared by TensorFlow Datasets' own cifar10 builder.
+Ten classes of 32x32 pictures that can be told apart by colour and stripes, 100 a class for training (TRAIN) and 40 for
+the test (TEST), in the binary format of the real archive, prepared by TensorFlow Datasets' own cifar10 builder.
 Then: TFDS_DATA_DIR=FOLDER python train.py
 """
 import hashlib
@@ -57,21 +57,21 @@ def register(archive):
     known = tfds.builder_cls("cifar10").url_infos
     for url in known:
         known[url] = tfds.download.checksums.UrlInfo(size=archive.stat().st_size, filename="cifar-10-binary.tar.gz",
-                                           checksum=hashlib.sha256(archive.read_bytes()).hexdigest())
+                                                     checksum=hashlib.sha256(archive.read_bytes()).hexdigest())
 
 
-def prepare(folder):
-    """Prepare the small data set in `folder`, a Path, as TFDS_DATA_DIR expects it."""
+def prepare(folder, *counts):
+    """Prepare the small data set in `folder`, a Path, as TFDS_DATA_DIR expects it; `counts` as for make_archive."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow_datasets as tfds
     archive = folder / "downloads" / "manual" / "cifar-10-binary.tar.gz"
-    make_archive(archive)
+    make_archive(archive, *counts)
     register(archive)
     tfds.builder("cifar10", data_dir=folder).download_and_prepare()
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) not in (2, 4):
         sys.exit(__doc__)
-    prepare(Path(sys.argv[1]))
+    prepare(Path(sys.argv[1]), *map(int, sys.argv[2:]))
     print(f"Now: TFDS_DATA_DIR={sys.argv[1]} python train.py --epochs 3")

@@ -1,0 +1,92 @@
+"""What the tests share: a small CIFAR-10, a finished run on it, and the scripts run as a user runs them."""
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+root = Path(__file__).parents[1]
+sys.path.insert(0, str(root))
+name = "cifar10-model-v1"
+
+
+def command(script, *arguments):
+    return [sys.executable, str(root / script), *map(str, arguments)]
+
+
+def environment(data, **changes):
+    """The environment of a machine without a display, with its data sets in `data`."""
+    kept = {key: value for key, value in os.environ.items()
+            if key not in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND", "TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS")}
+    return {**kept, "TFDS_DATA_DIR": str(data), **changes}
+
+
+def plain(text):
+    """Text as it stands on the screen in the end, line by line, without colours and overwritten progress."""
+    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
+    text = text.replace("\b", "")  # Keras ends a bar's line by going back over it
+    text = "\n".join(line.rstrip("\r").split("\r")[-1] for line in text.split("\n"))
+    return re.sub(r"(?m)^ *\d+/(\d+) .*\n(?= *\d+/\1 )", "", text)
+
+
+def run(script, *arguments, cwd, data, code=0, **options):
+    """Run a script of the pair in the folder `cwd`; return its output and its errors, as seen on the screen."""
+    options = {"env": environment(data), "timeout": 600, **options}
+    done = subprocess.run(command(script, *arguments), cwd=cwd, capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL, **options)
+    out, err = plain(done.stdout), plain(done.stderr)
+    assert done.returncode == code, f"exit code {done.returncode}\n{out[-2000:]}\n{err[-4000:]}"
+    assert "Traceback" not in err, err
+    return out, err
+
+
+def message(err):
+    """Assert that an error text is one to four lines; return it."""
+    lines = err.strip().split("\n")
+    assert 1 <= len(lines) <= 4 and lines[0], err
+    assert max(map(len, lines)) < 400, err
+    return err
+
+
+def make_data(folder, *arguments):
+    subprocess.run([sys.executable, str(root / "tests/small_cifar10.py"), str(folder), *arguments], check=True,
+                   capture_output=True, timeout=300)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """TFDS_DATA_DIR with 1,000 training and 400 test images."""
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """TFDS_DATA_DIR with 200 training and 50 test images, for runs that are about something else than learning."""
+    return make_data(tmp_path_factory.mktemp("tiny"), "20", "5")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, data):
+    """(folder, output) of `python train.py --epochs 2 --batch-size 16 --seed 1`."""
+    folder = tmp_path_factory.mktemp("trained")
+    out, err = run("train.py", "--epochs", 2, "--batch-size", 16, "--seed", 1, cwd=folder, data=data)
+    assert err == ""
+    return folder, out
+
+
+def curves(log_dir):
+    """The scalars that TensorBoard's own reader finds in a run's event files: {"train/epoch_loss": [(step, value)]}."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+    found = {}
+    for part in "train", "validation":
+        reader = EventAccumulator(str(log_dir / part), size_guidance={"tensors": 0})
+        reader.Reload()
+        for tag in reader.Tags()["tensors"]:
+            if tag.startswith("epoch_"):
+                found[f"{part}/{tag}"] = [(event.step, float(make_ndarray(event.tensor_proto)))
+                                          for event in reader.Tensors(tag)]
+    return found

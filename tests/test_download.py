@@ -1,0 +1,152 @@
+"""The archive's way here: mirrors of every kind of badness on 127.0.0.1, and TFDS's own builder behind them."""
+import hashlib
+import http.server
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from conftest import environment, message, plain, root
+from small_cifar10 import make_archive
+
+fetch = """
+import json, pathlib, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import small_cifar10, train
+import tensorflow_datasets as tfds
+small_cifar10.register(pathlib.Path({archive!r}))
+known = tfds.builder_cls("cifar10").url_infos  # TFDS's own address is one of ours, too
+known["http://127.0.0.1:{port}/{own}"] = known.pop(next(iter(known)))
+tfds.builder_cls("cifar10")._cifar_info = property(
+    lambda self, info=tfds.builder_cls("cifar10")._cifar_info.fget: info(self)._replace(url=next(iter(known))))
+train.mirrors, train.archive_sha256 = {mirrors!r}, {sha256!r}
+train.run(lambda: print("test images:", sum(1 for _ in train.load_data()[1].unbatch())))
+"""
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    path = tmp_path_factory.mktemp("archive") / "cifar-10-binary.tar.gz"
+    make_archive(path, 20, 5)
+    return path
+
+
+@pytest.fixture
+def server(archive):
+    """A web server whose paths are the mirrors; `server.requests` lists what was asked of it."""
+    content = archive.read_bytes()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            kind = self.path[1:]
+            if self.command == "GET":
+                self.server.requests.append(kind)
+            if kind == "404":
+                return self.send_error(404)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if self.command == "HEAD":
+                return None
+            try:
+                if kind == "stalls":
+                    self.wfile.write(content[:1000])
+                    time.sleep(60)
+                elif kind == "slow":
+                    for start in range(0, len(content), 100):
+                        self.wfile.write(content[start:start + 100])
+                        time.sleep(0.5)
+                elif kind == "cut":
+                    self.wfile.write(content[:len(content) // 2])
+                elif kind == "wrong":
+                    self.wfile.write(bytes(len(content)))
+                else:
+                    self.wfile.write(content)
+            except OSError:
+                pass
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.requests = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def load(server, archive, folder, mirrors, own="404", code=0):
+    """load_data() in a new process, with these mirrors; return its output and its errors."""
+    port = server.server_address[1]
+    addresses = [f"http://127.0.0.1:{1 if mirror == 'dead' else port}/{mirror}" for mirror in mirrors]
+    source = fetch.format(root=str(root), tests=str(root / "tests"), archive=str(archive), port=port, own=own,
+                          mirrors=addresses, sha256=hashlib.sha256(archive.read_bytes()).hexdigest())
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=300,
+                          env=environment(folder, NO_PROXY="127.0.0.1", no_proxy="127.0.0.1"))
+    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "Traceback" not in done.stderr
+    assert not list(folder.rglob("*.part"))
+    return plain(done.stdout), plain(done.stderr)
+
+
+def test_good_mirror(server, archive, tmp_path):
+    out, err = load(server, archive, tmp_path, ["good", "second"])
+    assert server.requests == ["good"] and "test images: 50" in out
+    assert "162 MiB" in out and str(tmp_path / "downloads" / "manual") in out and "B/s" in err
+    out, err = load(server, archive, tmp_path, ["good"])
+    assert server.requests == ["good"], "a request was made although the data are prepared"
+    assert out == f"CIFAR-10 is in {tmp_path / 'cifar10' / '3.0.2'}\ntest images: 50\n" and err == ""
+
+
+@pytest.mark.parametrize("bad", ["dead", "404", "stalls", "slow", "cut", "wrong"])
+def test_bad_mirror_then_a_good_one(bad, server, archive, tmp_path):
+    out, err = load(server, archive, tmp_path, [bad, "good"])
+    assert server.requests == ([] if bad == "dead" else [bad]) + ["good"]
+    assert len([line for line in out.split("\n") if line.startswith("Mirror dropped: ") and f"/{bad}: " in line]) == 1
+    assert "test images: 50" in out
+    assert (tmp_path / "downloads/manual/cifar-10-binary.tar.gz").read_bytes() == archive.read_bytes()
+
+
+def test_all_mirrors_bad_then_tfds_itself(server, archive, tmp_path):
+    out, err = load(server, archive, tmp_path, ["dead", "wrong"], own="cifar-10-binary.tar.gz")
+    assert server.requests == ["wrong", "cifar-10-binary.tar.gz"] and "test images: 50" in out
+    assert not (tmp_path / "downloads/manual/cifar-10-binary.tar.gz").exists()
+
+
+def test_everything_bad(server, archive, tmp_path):
+    out, err = load(server, archive, tmp_path, ["cut", "wrong"], own="404", code=1)
+    assert "could not be downloaded" in message(err.split("\n\n")[-1])
+    assert not (tmp_path / "cifar10" / "3.0.2").exists()
+    out, err = load(server, archive, tmp_path, ["good"])
+    assert "test images: 50" in out, "the failure broke the next run"
+
+
+def test_no_network(server, archive, tmp_path):
+    server.shutdown()
+    server.server_close()
+    out, err = load(server, archive, tmp_path, ["dead", "dead"], code=1)
+    for way_out in "Try again later", str(tmp_path / "downloads" / "manual"), "TFDS_DATA_DIR":
+        assert way_out in message(err)
+
+
+def test_archive_brought_by_hand(server, archive, tmp_path):
+    manual = tmp_path / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    shutil.copy(archive, manual)
+    out, err = load(server, archive, tmp_path, ["good"])
+    assert server.requests == [] and "test images: 50" in out
+
+
+def test_wrong_archive_brought_by_hand(server, archive, tmp_path):
+    manual = tmp_path / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    (manual / archive.name).write_bytes(archive.read_bytes()[:-100])
+    out, err = load(server, archive, tmp_path, ["good"], code=1)
+    assert "SHA-256 should be" in message(err.split("\n\n")[-1]) and server.requests == []

@@ -1,0 +1,226 @@
+"""Whatever ends a run before its time, the same command ends it as if nothing had happened."""
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from conftest import command, curves, environment, message, name, plain, run
+
+options = ["--epochs", 4, "--batch-size", 40, "--seed", 1]  # 5 steps an epoch on the tiny data set
+backup = f"results/{name}.backup.npz"
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and limits")
+
+
+def loads(path):
+    import keras
+    return keras.models.load_model(path, compile=False).count_params() == 2395434
+
+
+def start(folder, data, *arguments, **options):
+    return subprocess.Popen(command("train.py", *arguments), cwd=folder, env=environment(data), text=True,
+                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def wait_for(path, process, seconds=120):
+    """Wait until `path` exists; False if the process ends first."""
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        if process.poll() is not None:
+            return False
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.002)
+    return True
+
+
+def same_as_undisturbed(folder, undisturbed):
+    """Assert that a folder holds the files of the undisturbed run, the model to the byte, every epoch once."""
+    for files in "results", "logs":
+        assert sorted(os.listdir(folder / files)) == sorted(os.listdir(undisturbed / files))
+    assert (folder / f"results/{name}.h5").read_bytes() == (undisturbed / f"results/{name}.h5").read_bytes()
+    log_dir, expected = folder / "logs" / name, undisturbed / "logs" / name
+    assert (log_dir / "epochs.csv").read_text() == (expected / "epochs.csv").read_text()
+    assert curves(log_dir) == curves(expected)
+    assert len(curves(log_dir)["train/epoch_loss"]) == 4
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory, tiny):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run("train.py", *options, cwd=folder, data=tiny)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def half_done(tmp_path_factory, tiny):
+    """A folder as a kill after the second of the four epochs leaves it."""
+    folder = tmp_path_factory.mktemp("half")
+    process = start(folder, tiny, *options)
+    for wanted in backup, f"results/previous-{name}.backup.npz":
+        assert wait_for(folder / wanted, process)
+    wait_for(folder / backup, process)
+    process.kill()
+    process.communicate()
+    return folder
+
+
+@pytest.fixture
+def half(half_done, tmp_path):
+    return shutil.copytree(half_done, tmp_path / "half")
+
+
+def test_twenty_kills(undisturbed, tiny, tmp_path):
+    moments, kills, done = random.Random(1), 0, []
+    while kills < 20:
+        process = start(tmp_path, tiny, *options)
+        if kills % 2:  # while a backup is written
+            wait_for(tmp_path / f"results/part-{name}.backup.npz", process)
+            time.sleep(moments.uniform(0, 0.05))
+        else:
+            deadline = time.monotonic() + moments.uniform(0, 14)
+            while process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+        process.kill()
+        out, err = process.communicate()
+        kills += 1
+        assert err == ""
+        done += [int(number) for number in re.findall(r"Continuing after epoch (\d) of 4", out)]
+        if process.returncode == 0:  # a whole run before its kill: begin with the next
+            same_as_undisturbed(tmp_path, undisturbed)
+            shutil.rmtree(tmp_path / "results")
+            shutil.rmtree(tmp_path / "logs")
+            done = []
+    assert done == sorted(done), "a finished epoch was lost"
+    out, err = run("train.py", *options, cwd=tmp_path, data=tiny)
+    same_as_undisturbed(tmp_path, undisturbed)
+
+
+def test_continues_after_the_last_finished_epoch(half, undisturbed, tiny):
+    with np.load(half / backup) as file:
+        done = str(file["history"]).count("val_loss")
+    out, err = run("train.py", *options, cwd=half, data=tiny)
+    assert err == "" and f"Continuing after epoch {done} of 4" in out
+    assert re.findall(r"^Epoch (\d)/4", out, re.M) == [str(epoch) for epoch in range(done + 1, 5)]
+    same_as_undisturbed(half, undisturbed)
+
+
+@posix
+@pytest.mark.parametrize("seconds", [0.0, 0.2, 0.7, 1.3])
+def test_ctrl_c(half, undisturbed, tiny, seconds):
+    process = start(half, tiny, *options, bufsize=1)
+    while "Epoch" not in process.stdout.readline():
+        pass
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert re.fullmatch(r"\nStopped in epoch [34] of 4; the same command continues\.\n", plain(err))
+    run("train.py", *options, cwd=half, data=tiny)
+    same_as_undisturbed(half, undisturbed)
+
+
+@posix
+@pytest.mark.parametrize("script", ["train.py", "test.py"])
+@pytest.mark.parametrize("seconds", [1, 2.5])
+def test_ctrl_c_before_training(script, seconds, tmp_path, tiny):
+    process = subprocess.Popen(command(script), cwd=tmp_path, env=environment(tiny), stderr=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    if process.poll() == 130 or "There is no model" not in err:  # test.py may have been quicker
+        assert (process.returncode, err) == (130, "\nStopped.\n")
+
+
+def test_killed_while_the_model_is_written(half, undisturbed, tiny):
+    old = (undisturbed / f"results/{name}.h5").read_bytes()
+    (half / f"results/{name}.h5").write_bytes(b"old " + old)
+    for delay in 0, 0.01, 0.03:
+        process = start(half, tiny, *options)
+        wait_for(half / f"results/part-{name}.h5", process)
+        time.sleep(delay)
+        process.kill()
+        process.communicate()
+        assert (half / f"results/{name}.h5").read_bytes() in (b"old " + old, old)
+    out, err = run("train.py", *options, cwd=half, data=tiny)
+    assert "Epoch" not in out, "it was trained again"
+    same_as_undisturbed(half, undisturbed)
+
+
+@posix
+@pytest.mark.parametrize("limit", [5_000_000, 28_825_000], ids=["at a backup", "at the final save"])
+def test_disk_full(limit, half, undisturbed, tiny):
+    """A limit on the size of files stands for the disk: a backup here has 28,818,000 bytes, the model 28,831,888."""
+    import resource
+    (half / f"results/{name}.h5").write_bytes(b"the earlier model")
+    out, err = run("train.py", *options, cwd=half, data=tiny, code=1,
+                   preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    assert f"results/{name}." in message(err) and "run the same command again" in err
+    assert (half / f"results/{name}.h5").read_bytes() == b"the earlier model"
+    assert not list((half / "results").glob("part-*"))
+    out, err = run("train.py", *options, cwd=half, data=tiny)
+    assert ("Epoch" in out) == (limit == 5_000_000)
+    same_as_undisturbed(half, undisturbed)
+
+
+@pytest.mark.parametrize("other", [["--batch-size", 20], ["--epochs", 3], ["--seed", 2]])
+def test_other_options_are_no_continuation(other, half, tiny):
+    before = (half / backup).read_bytes()
+    out, err = run("train.py", *options, *other, cwd=half, data=tiny, code=1)
+    assert "--restart" in message(err) and other[0].strip("-").replace("-", " ") in err
+    assert (half / backup).read_bytes() == before
+
+
+def test_another_network_is_no_continuation(half, tiny, monkeypatch):
+    import conftest
+    source = (conftest.root / "train.py").read_text().replace("layers.Dense(1024)", "layers.Dense(512)")
+    (half / "train.py").write_text(source)
+    monkeypatch.setattr(conftest, "root", half)
+    out, err = run("train.py", *options, cwd=half, data=tiny, code=1)
+    assert "other network" in message(err) and "--restart" in err
+
+
+def test_restart_and_more_epochs(half, tiny):
+    out, err = run("train.py", *options, "--epochs", 5, cwd=half, data=tiny)
+    assert "Continuing after" in out and "Epoch 5/5" in out
+    out, err = run("train.py", "--epochs", 1, "--batch-size", 20, "--restart", cwd=half, data=tiny)
+    assert "Continuing" not in out and re.search(r"^10/10 ", out, re.M)
+
+
+@pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: whole[:-1000], lambda whole: b"garbage" * 1000,
+                                    lambda whole: whole[:9_000_000] + b"\xff" * 64 + whole[9_000_064:]],
+                         ids=["empty", "truncated", "garbage", "flipped bits"])
+def test_damaged_backup(damage, half, undisturbed, tiny):
+    whole = (half / backup).read_bytes()
+    (half / backup).write_bytes(damage(whole))
+    out, err = run("train.py", *options, cwd=half, data=tiny)
+    assert "cannot be read" in out and "Continuing after" in out, "the backup before it was not used"
+    (half / f"results/unreadable-{name}.backup.npz").unlink()
+    same_as_undisturbed(half, undisturbed)
+
+
+def test_both_backups_damaged(half, undisturbed, tiny):
+    for path in half / backup, half / f"results/previous-{name}.backup.npz":
+        path.write_bytes(path.read_bytes()[:1000])
+    out, err = run("train.py", *options, cwd=half, data=tiny)
+    assert out.count("cannot be read") == 2 and "Epoch 1/4" in out
+    for path in (half / "results").glob("unreadable-*"):
+        path.unlink()
+    same_as_undisturbed(half, undisturbed)
+
+
+def test_training_again_keeps_the_earlier_run(undisturbed, tiny, tmp_path):
+    folder = shutil.copytree(undisturbed, tmp_path / "again")
+    old = (folder / f"results/{name}.h5").read_bytes()
+    out, err = run("train.py", *options, "--seed", 2, cwd=folder, data=tiny)
+    dated = re.search(rf"kept as results/({name}-[\d-]+)\.h5 and logs/\1$", out, re.M)[1]
+    assert (folder / f"results/{dated}.h5").read_bytes() == old
+    assert (folder / f"results/{dated}.png").exists()
+    assert curves(folder / "logs" / dated) == curves(undisturbed / "logs" / name)
+    assert [step for step, value in curves(folder / "logs" / name)["train/epoch_loss"]] == [0, 1, 2, 3]
+    assert (folder / f"results/{name}.h5").read_bytes() != old and loads(folder / f"results/{name}.h5")

@@ -1,0 +1,218 @@
+"""The pair, whole: the network, the input pipeline, a run of train.py and of test.py, TensorBoard."""
+import csv
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+
+from conftest import command, curves, environment, name, plain, root, run
+from small_cifar10 import make_images
+
+
+@pytest.fixture
+def load(monkeypatch, data):
+    """load_data, in this process, on the small data set."""
+    import tensorflow_datasets as tfds
+    import train
+    monkeypatch.setattr(train.tfds, "builder", lambda name: tfds.builder_cls(name)(data_dir=data))
+    return train.load_data
+
+
+def keys(images, labels):
+    """One bytes object an image, for comparing images as sets whatever their order."""
+    return [bytes([label]) + image.tobytes() for image, label in zip(images, labels)]
+
+
+def source(count, seed):
+    images, labels = make_images(count, seed)
+    return sorted(keys(images.astype(np.float32) / 255, labels))
+
+
+def take(dataset, images):
+    parts = zip(*dataset.unbatch().take(images).as_numpy_iterator())
+    return tuple(np.stack(part) for part in parts)
+
+
+def test_network(capsys):
+    import train
+    model = train.create_model((32, 32, 3))
+    assert "2,395,434" in capsys.readouterr().out
+    block = ["Conv2D", "Activation", "Conv2D", "Activation", "MaxPooling2D", "Dropout"]
+    assert [type(layer).__name__ for layer in model.layers] == 3 * block + [
+        "Flatten", "Dense", "Activation", "Dropout", "Dense", "Activation"]
+    counts = [layer.count_params() for layer in model.layers if layer.count_params()]
+    assert counts == [896, 9248, 18496, 36928, 73856, 147584, 2098176, 10250]
+    assert model.count_params() == 2395434
+    assert [layer.rate for layer in model.layers if hasattr(layer, "rate")] == [0.25, 0.25, 0.25, 0.5]
+    assert [layer.activation.__name__ for layer in model.layers if type(layer).__name__ == "Activation"] == [
+        "relu"] * 7 + ["softmax"]
+    assert (model.input_shape, model.output_shape) == ((None, 32, 32, 3), (None, 10))
+    assert (train.batch_size, train.num_classes, train.epochs) == (64, 10, 30)
+    assert model.optimizer.name == "adam" and float(model.optimizer.learning_rate) == np.float32(0.001)
+
+
+def test_training_stream(load):
+    ds_train, ds_test, info = load(batch_size=64, seed=3)
+    images, labels = next(ds_train.as_numpy_iterator())
+    assert images.dtype == np.float32 and images.shape == (64, 32, 32, 3) and images.min() >= 0 and images.max() <= 1
+    assert labels.dtype.kind == "i" and labels.shape == (64,)
+    stream = keys(*take(ds_train, 3000))
+    passes = [stream[start:start + 1000] for start in (0, 1000, 2000)]
+    expected = source(100, seed=0)
+    for number, images in enumerate(passes):
+        assert sorted(images) == expected, f"pass {number + 1} does not show every image exactly once"
+    assert len({tuple(images) for images in passes}) == 3, "two passes are in the same order"
+    position = {image: index for index, image in enumerate(passes[0])}
+    for images in passes[1:]:  # shuffled over the whole split: an image may go anywhere
+        moves = [abs(position[image] - index) for index, image in enumerate(images)]
+        assert 250 < np.mean(moves) < 420 and max(moves) > 800  # 333 on average for a uniform permutation of 1,000
+    assert keys(*take(load(batch_size=64, seed=3)[0], 1000)) == passes[0]
+    assert keys(*take(load(batch_size=64, seed=4)[0], 1000)) != passes[0]
+    assert keys(*take(load()[0], 1000)) != keys(*take(load()[0], 1000)), "without a seed every run has its own order"
+
+
+def test_every_image_is_decoded_once(load, monkeypatch):
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+    count = tf.Variable(0, dtype=tf.int64)
+    deserialize = tfds.features.FeaturesDict.deserialize_example
+
+    def counted(self, *arguments, **options):
+        count.assign_add(1)
+        return deserialize(self, *arguments, **options)
+    monkeypatch.setattr(tfds.features.FeaturesDict, "deserialize_example", counted)
+    take(load()[0], 3000)
+    assert count.numpy() == 1000
+
+
+def test_test_stream(load):
+    ds_test = load()[1]
+    assert int(ds_test.cardinality()) == 7  # 400 images
+    images, labels = take(ds_test, 1000)
+    assert len(images) == 400 and sorted(keys(images, labels)) == source(40, seed=1)
+    again = take(ds_test, 1000)
+    assert (again[0] == images).all() and (again[1] == labels).all()
+
+
+def test_tutorials_own_calls_still_work(load):
+    import train
+    ds_train, ds_test, info = load()
+    model = train.create_model((32, 32, 3))
+    model.fit(ds_train, epochs=1, steps_per_epoch=2, validation_data=ds_test, validation_steps=2, verbose=0)
+    loss, accuracy = model.evaluate(ds_test, steps=5, verbose=0)
+    assert loss > 0 and 0 <= accuracy <= 1
+
+
+@pytest.mark.parametrize("module", ["train", "test"])
+def test_import_has_no_side_effects(module, tmp_path):
+    done = subprocess.run([sys.executable, "-c", f"import {module}"], cwd=tmp_path, capture_output=True, text=True,
+                          env=environment(tmp_path / "data", PYTHONPATH=str(root)))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_prints_what_the_tutorial_shows(trained, data):
+    folder, out = trained
+    lines = out.split("\n")
+    assert lines[0] == f"CIFAR-10 is in {data / 'cifar10' / '3.0.2'}"
+    assert lines[1].startswith("Training on: ")
+    assert "Total params: 2,395,434" in out
+    assert re.findall(r"^Epoch (\d)/2$", out, re.M) == ["1", "2"]
+    assert len(re.findall(r"^62/62 .*accuracy: [\d.]+ - loss: [\d.]+ - val_accuracy: [\d.]+ - val_loss: [\d.]+$",
+                          out, re.M)) == 2
+    assert out.strip().split("\n")[-3:] == [
+        f"The model is in results/{name}.h5, its curves are in results/{name}.png",
+        "Next: python test.py", "and:  tensorboard --logdir=logs"]
+    assert len(lines) < 75, "something else is printed, too"
+    assert sorted(path.name for path in (folder / "results").iterdir()) == [f"{name}.h5", f"{name}.png"]
+
+
+def test_it_learns_and_logs_it(trained):
+    folder, out = trained
+    log_dir = folder / "logs" / name
+    found = curves(log_dir)
+    for key in "train/epoch_loss", "train/epoch_accuracy", "validation/epoch_loss", "validation/epoch_accuracy":
+        assert [step for step, value in found[key]] == [0, 1]
+    assert found["validation/epoch_accuracy"][-1][1] > 0.5
+    rows = list(csv.DictReader((log_dir / "epochs.csv").open()))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    for column, key in (("loss", "train/epoch_loss"), ("val_accuracy", "validation/epoch_accuracy")):
+        assert [float(row[column]) for row in rows] == pytest.approx([value for step, value in found[key]], rel=1e-6)
+        assert f"{column}: {float(rows[-1][column]):.4f}" in out
+
+
+def test_same_seed_same_numbers(trained, data, tmp_path):
+    again, err = run("train.py", "--epochs", 2, "--batch-size", 16, "--seed", 1, "--name", "again", cwd=tmp_path, data=data)
+    losses = re.compile(r"accuracy: [\d.]+ - loss: [\d.]+ - val_accuracy: [\d.]+ - val_loss: [\d.]+$", re.M)
+    assert losses.findall(again) == losses.findall(trained[1])
+    assert "Next: python test.py results/again.h5" in again
+    assert (tmp_path / "results/again.h5").read_bytes() == (trained[0] / f"results/{name}.h5").read_bytes()
+    other, err = run("train.py", "--epochs", 1, "--batch-size", 16, "--seed", 2, cwd=tmp_path, data=data)
+    assert losses.findall(other)[0] != losses.findall(again)[0]
+
+
+def test_test_prints_the_tutorials_lines(trained, data):
+    folder = trained[0]
+    categories = "airplane|automobile|bird|cat|deer|dog|frog|horse|ship|truck"
+    accuracies, pictures = set(), set()
+    for _ in range(3):
+        out, err = run("test.py", cwd=folder, data=data)
+        assert err == ""
+        found = re.search(rf"^7/7 .*\nTest accuracy: (\d+\.\d+) %\nPredicted label: ({categories})\n"
+                          rf"True label: ({categories})\nPicture saved as results/{name}-sample.png\n\Z", out, re.M)
+        assert found, out
+        accuracies.add(found[1])
+        pictures.add((folder / f"results/{name}-sample.png").read_bytes())
+    assert len(accuracies) == 1, "the same model and images, another accuracy"
+    assert len(pictures) > 1, "always the same sample"
+    rows = list(csv.DictReader((folder / "logs" / name / "epochs.csv").open()))
+    assert float(accuracies.pop()) / 100 == pytest.approx(float(rows[-1]["val_accuracy"]), abs=1e-6)
+
+
+def test_saved_model_predicts_the_same_in_a_new_process(trained, load, tmp_path):
+    import keras
+    folder = trained[0]
+    images, labels = take(load()[1], 50)
+    np.save(tmp_path / "images.npy", images)
+    code = ("import sys, numpy, keras; model = keras.models.load_model(sys.argv[1]);"
+            "print(model.predict(numpy.load(sys.argv[2]), verbose=0).tolist())")
+    done = subprocess.run([sys.executable, "-c", code, folder / f"results/{name}.h5", tmp_path / "images.npy"],
+                          capture_output=True, text=True, check=True)
+    model = keras.models.load_model(folder / f"results/{name}.h5", compile=False)
+    np.testing.assert_array_equal(np.float32(json.loads(done.stdout)), model.predict(images, verbose=0))
+
+
+def test_tensorboard_serves_the_curves(trained):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen([sys.executable, "-m", "tensorboard.main", "--logdir=logs", f"--port={port}"],
+                              cwd=trained[0], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        tags = {}
+        while len(tags) < 2 and time.monotonic() < deadline:
+            try:
+                address = f"http://127.0.0.1:{port}/data/plugin/scalars/tags"
+                tags = json.load(urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address, timeout=10))
+            except (OSError, ValueError):
+                pass
+            time.sleep(0.5)
+        assert set(tags) == {f"{name}/train", f"{name}/validation"}
+        for run_tags in tags.values():
+            assert {"epoch_loss", "epoch_accuracy"} <= set(run_tags)
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.mark.parametrize("script", ["train.py", "test.py"])
+def test_help(script, tmp_path, data):
+    out, err = run(script, "--help", cwd=tmp_path, data=data)
+    assert "usage" in out and err == "" and list(tmp_path.iterdir()) == []
