@@ -1,0 +1,167 @@
+"""Every mistake is answered in one to four lines, with the right exit code, and damages nothing."""
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from conftest import message, name, run
+
+in_one_go = ["--epochs", 1, "--batch-size", 100]
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--epochs", "0"], ["--epochs", "-3"], ["--epochs", "many"], ["--epochs", "1.5"], ["--batch-size", "0"],
+    ["--batch-size", "50001"], ["--seed", "-1"], ["--seed", str(2**32)], ["--name", ""], ["--name", "../x"],
+    ["--name", "/x"], ["--name", "a/b"], ["--name", "a\\b"], ["--name", ".."], ["--name", ".hidden"], ["--colour"]])
+def test_bad_options(arguments, tmp_path, tiny):
+    out, err = run("train.py", *arguments, cwd=tmp_path, data=tiny, code=2)
+    assert out == "" and message(err) and arguments[0] in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_batch_larger_than_the_split(tmp_path, tiny):
+    out, err = run("train.py", "--batch-size", 201, cwd=tmp_path, data=tiny, code=1)
+    assert "--batch-size 201" in message(err)
+
+
+@pytest.mark.parametrize("path", ["results", "logs", f"logs/{name}"])
+def test_a_file_in_the_way(path, tmp_path, tiny):
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).write_text("mine")
+    out, err = run("train.py", *in_one_go, cwd=tmp_path, data=tiny, code=1)
+    assert path in message(err) and out == "", "not found before the data were loaded"
+    assert (tmp_path / path).read_text() == "mine"
+
+
+def test_a_folder_in_the_place_of_the_model(tmp_path, tiny):
+    (tmp_path / f"results/{name}.h5").mkdir(parents=True)
+    out, err = run("train.py", *in_one_go, cwd=tmp_path, data=tiny, code=1)
+    assert f"results/{name}.h5" in message(err) and out == ""
+
+
+def as_somebody(folder):
+    """Options that run a script as a user who owns nothing, for permissions do not hold for root."""
+    if os.name != "posix" or not hasattr(os, "geteuid") or os.geteuid():
+        return {}
+    for path in [folder, *folder.parents][:-2]:
+        path.chmod(path.stat().st_mode | 0o055)
+    return {"user": 65534, "group": 65534}
+
+
+def readable_by_all():
+    """Whether a user who owns nothing can run this Python at all."""
+    return subprocess.run([sys.executable, "-c", "import tensorflow"], capture_output=True,
+                          **as_somebody_here()).returncode == 0
+
+
+def as_somebody_here():
+    return {"user": 65534, "group": 65534} if hasattr(os, "geteuid") and not os.geteuid() else {}
+
+
+@pytest.mark.parametrize("path", ["results", "logs"])
+def test_not_writable(path, tmp_path, tiny):
+    if not readable_by_all():
+        pytest.skip("this Python is readable by root alone")
+    for folder in "results", "logs":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder).chmod(0o777)
+    (tmp_path / path).chmod(0o555)
+    out, err = run("train.py", *in_one_go, cwd=tmp_path, data=tiny, code=1, **as_somebody(tmp_path))
+    assert path in message(err) and "Permission denied" in err and out == ""
+
+
+def test_data_folder_not_writable(tmp_path):
+    (tmp_path / "file").write_text("")
+    out, err = run("train.py", *in_one_go, cwd=tmp_path, data=tmp_path / "file", code=1)
+    assert str(tmp_path / "file") in message(err)
+
+
+def damage(folder, what):
+    version = folder / "cifar10" / "3.0.2"
+    if what == "no description":
+        (version / "dataset_info.json").unlink()
+    elif what == "garbage for a description":
+        (version / "dataset_info.json").write_text("{garbage")
+    elif what == "no features":
+        (version / "features.json").write_text("")
+    for records in version.glob("*.tfrecord*"):
+        content = records.read_bytes()
+        if what == "gone":
+            records.unlink()
+        elif what == "empty":
+            records.write_bytes(b"")
+        elif what == "truncated":
+            records.write_bytes(content[:len(content) // 2])
+        elif what == "corrupted":
+            middle = len(content) // 2
+            records.write_bytes(content[:middle] + bytes(100) + content[middle + 100:])
+
+
+@pytest.mark.parametrize("what", ["no description", "garbage for a description", "no features", "gone", "empty",
+                                  "truncated", "corrupted"])
+def test_damaged_data(what, tmp_path, tiny, small_model):
+    folder = shutil.copytree(tiny, tmp_path / "data")
+    damage(folder, what)
+    for script, arguments in (("train.py", in_one_go), ("test.py", [small_model])):
+        out, err = run(script, *arguments, cwd=tmp_path, data=folder, code=1)
+        assert "Delete the folder" in message(err), err
+        assert not list(tmp_path.glob("results/*.h5"))
+
+
+def write_model(path, *layers, shape=(32, 32, 3)):
+    """Save an untrained model in a process of its own, as a stranger would have made it."""
+    code = ("import keras, sys; from keras import layers as L;"
+            f"keras.Sequential([keras.Input({shape!r}), {', '.join(layers)}]).save(sys.argv[1])")
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model") / "small.h5", "L.Flatten()", "L.Dense(10, activation='softmax')")
+
+
+def test_another_model_of_the_right_shape(small_model, tmp_path, tiny):
+    out, err = run("test.py", small_model, cwd=tmp_path, data=tiny)
+    assert "Test accuracy: " in out and err == ""
+
+
+def test_no_model(tmp_path, tiny):
+    out, err = run("test.py", cwd=tmp_path, data=tiny, code=1)
+    assert f"results/{name}.h5" in message(err) and "python train.py" in err and out == ""
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "garbage", "truncated", "half", "no model", "folder"])
+def test_bad_model_file(what, small_model, tmp_path, tiny):
+    path, whole = tmp_path / "model.h5", small_model.read_bytes()
+    if what == "folder":
+        path.mkdir()
+    elif what == "no model":
+        import h5py
+        h5py.File(path, "w").close()
+    elif what != "missing":
+        path.write_bytes({"empty": b"", "garbage": b"garbage" * 5000, "truncated": whole[:-2000],
+                          "half": whole[:len(whole) // 2]}[what])
+    out, err = run("test.py", path, cwd=tmp_path, data=tiny, code=1)
+    assert str(path) in message(err) and out == ""
+
+
+@pytest.mark.parametrize("layers, shape", [(["L.Flatten()", "L.Dense(10)"], (28, 28, 1)),
+                                           (["L.Flatten()", "L.Dense(100)"], (32, 32, 3)),
+                                           (["L.Conv2D(10, 3)"], (32, 32, 3))])
+def test_another_kind_of_model(layers, shape, tmp_path, tiny):
+    path = write_model(tmp_path / "model.h5", *layers, shape=shape)
+    out, err = run("test.py", path, cwd=tmp_path, data=tiny, code=1)
+    assert "not a classifier of 32x32" in message(err)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--image", "photo.png"]])
+def test_a_model_with_code_inside_is_refused(arguments, tmp_path, tiny):
+    mark = tmp_path / "the code ran"
+    path = write_model(tmp_path / "model.h5", f"L.Lambda(lambda x: (open({str(mark)!r}, 'w').close(), x)[1])",
+                       "L.Flatten()", "L.Dense(10)")
+    mark.unlink()  # making the model has run it
+    out, err = run("test.py", path, *arguments, cwd=tmp_path, data=tiny, code=1)
+    assert "code" in message(err) and out == "" and not mark.exists()
