@@ -30,7 +30,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what matters arrives as an exception too
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # a third faster where it is not on by itself (CPUs without AVX-512)
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # faster convolutions, off by itself on CPUs without AVX-512
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow 2.21 logs there before it looks at its log level
 try:
     import tensorflow as tf
@@ -94,7 +94,8 @@ def fetch_archive(archive, university):
     """Download CIFAR-10 to the Path `archive` from the first mirror that delivers it, unless it is there already.
 
     Raises:
-        Failure: the file there is another one, or neither a mirror nor the university's own address, which TFDS would use next, can be reached.
+        Failure: the file there is another one; or neither a mirror nor the address that TFDS uses, whose turn is next,
+            can be reached.
     """
     if archive.exists():
         if hashlib.sha256(archive.read_bytes()).hexdigest() == archive_sha256:

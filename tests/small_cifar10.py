@@ -26,7 +26,8 @@ def make_images(count, seed):
     angles = classes[:, None, None] * np.pi / 10
     shift = random.uniform(0, 2 * np.pi, (len(classes), 1, 1))
     stripes = np.sin((np.cos(angles) * rows + np.sin(angles) * columns) * 0.8 + shift)
-    images = colours[classes][:, None, None, :] + 60 * stripes[..., None] + random.normal(0, 40, (len(classes), 32, 32, 3))
+    noise = random.normal(0, 40, (len(classes), 32, 32, 3))
+    images = colours[classes][:, None, None, :] + 60 * stripes[..., None] + noise
     return images.clip(0, 255).astype(np.uint8), classes
 
 

@@ -70,7 +70,8 @@ def test_formats_and_modes(trained, photo, tmp_path):
                 "palette.png": photo.convert("P"), "grey.png": grey, "grey.jpg": grey, "alpha.png": half,
                 "grey-alpha.png": half.convert("LA"), "16.png": sixteen, "16.tif": sixteen,
                 "cmyk.jpg": photo.convert("CMYK"), "cmyk.tif": photo.convert("CMYK"), "bits.png": grey.convert("1"),
-                "tall.png": photo.resize((3, 500)), "dot.png": photo.resize((1, 1)), "wide.jpg": photo.resize((3000, 40))}
+                "tall.png": photo.resize((3, 500)), "dot.png": photo.resize((1, 1)),
+                "wide.jpg": photo.resize((3000, 40))}
     for file, image in variants.items():
         image.save(tmp_path / file)
     frames = [photo, photo.rotate(90)]
@@ -147,7 +148,8 @@ def test_report(trained, data):
     correct, total = [int(row[1]) for row in rows], [int(row[2]) for row in rows]
     assert total == [40] * 10 + [400] and sum(correct[:10]) == correct[10]
     assert correct[10] / 400 == pytest.approx(accuracy / 100, abs=1e-6)
-    assert [float(row[3]) for row in rows[:10]] == pytest.approx([number / 40 * 100 for number in correct[:10]], abs=0.051)
+    percent = [number / 40 * 100 for number in correct[:10]]
+    assert [float(row[3]) for row in rows[:10]] == pytest.approx(percent, abs=0.051)
     size, colours = size_and_colours(trained[0] / f"results/{name}-report.png")
     assert size == (1700, 800) and colours > 500
 

@@ -11,7 +11,7 @@ import urllib.request
 import numpy as np
 import pytest
 
-from conftest import command, curves, environment, name, plain, root, run
+from conftest import curves, environment, name, root, run
 from small_cifar10 import make_images
 
 
@@ -148,7 +148,8 @@ def test_it_learns_and_logs_it(trained):
 
 
 def test_same_seed_same_numbers(trained, data, tmp_path):
-    again, err = run("train.py", "--epochs", 2, "--batch-size", 16, "--seed", 1, "--name", "again", cwd=tmp_path, data=data)
+    again, err = run("train.py", "--epochs", 2, "--batch-size", 16, "--seed", 1, "--name", "again",
+                     cwd=tmp_path, data=data)
     losses = re.compile(r"accuracy: [\d.]+ - loss: [\d.]+ - val_accuracy: [\d.]+ - val_loss: [\d.]+$", re.M)
     assert losses.findall(again) == losses.findall(trained[1])
     assert "Next: python test.py results/again.h5" in again

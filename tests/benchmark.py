@@ -1,0 +1,112 @@
+"""Measure train.py's default run against the tutorial's order of operations: python tests/benchmark.py [ROUNDS]
+
+Every measurement has a process of its own; the two sides take turns, ROUNDS (3) times, and the table shows the medians.
+It reads TFDS_DATA_DIR if that is set, and otherwise the tests' small data set, which it makes in a temporary folder.
+"""
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+root = Path(__file__).parents[1]
+steps = 150  # of training, measured after as many for warming up
+
+
+def tutorials_data():
+    """The tutorial's input pipeline: every step where the tutorial has it, one image at a time."""
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+    splits, info = tfds.load("cifar10", with_info=True, as_supervised=True)
+
+    def to_float(image, label):
+        return tf.cast(image, tf.float32) / 255.0, label
+    ds_train, ds_test = (splits[part].repeat().shuffle(1024).map(to_float).batch(64) for part in ("train", "test"))
+    return ds_train, ds_test, info
+
+
+def measure_pipeline(load_data):
+    """Seconds from calling load_data to the first batch, and images a second once every image was seen."""
+    begin = time.perf_counter()
+    ds_train, ds_test, info = load_data()
+    batches = iter(ds_train)
+    next(batches)
+    first = time.perf_counter() - begin
+    epoch = info.splits["train"].num_examples // 64 + 1
+    for _ in range(epoch):
+        next(batches)
+    passes = max(1, 1500 // epoch)
+    begin = time.perf_counter()
+    for _ in range(passes * epoch):
+        next(batches)
+    return {"first batch, s": first, "pipeline, images/s": passes * epoch * 64 / (time.perf_counter() - begin)}
+
+
+def measure_training(load_data, validation_steps):
+    """Wall and CPU milliseconds a training step, seconds of an epoch of 781 steps, and peak memory."""
+    import keras
+    import train
+    ds_train, ds_test, info = load_data()
+    model = train.create_model((32, 32, 3))
+    model.fit(ds_train, steps_per_epoch=steps, verbose=0, shuffle=False)
+    wall, cpu = time.perf_counter(), time.process_time()
+    model.fit(ds_train, steps_per_epoch=steps, verbose=0, shuffle=False)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    model.evaluate(ds_test, steps=validation_steps, verbose=0)  # once for tracing and, in train.py, for its cache
+    validation = time.perf_counter()
+    model.evaluate(ds_test, steps=validation_steps, verbose=0)
+    validation = time.perf_counter() - validation
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024)
+    if sys.platform == "darwin":
+        peak /= 1024 ** 2
+    return {"CPU, ms/step": cpu / steps * 1000, "wall, ms/step": wall / steps * 1000,
+            "wall, s/epoch": wall / steps * 781 + validation, "peak memory, MiB": peak}
+
+
+def measure(side, what):
+    """In a process of its own: measure one side and print the figures as JSON."""
+    sys.path.insert(0, str(root))
+    if side == "train.py":
+        import train
+        load_data, validation_steps = train.load_data, None
+    else:
+        chosen = os.environ.get("TF_ENABLE_ONEDNN_OPTS")
+        import tensorflow  # before train.py sets its option for it
+        import train
+        if chosen is None:
+            del os.environ["TF_ENABLE_ONEDNN_OPTS"]
+        load_data, validation_steps = tutorials_data, 10_000 // 64
+    figures = measure_pipeline(load_data) if what == "pipeline" else measure_training(load_data, validation_steps)
+    print(json.dumps(figures))
+
+
+def main(rounds):
+    sides = "tutorial", "train.py"
+    found = {side: {} for side in sides}
+    with tempfile.TemporaryDirectory() as folder:
+        if not os.environ.get("TFDS_DATA_DIR"):
+            os.environ["TFDS_DATA_DIR"] = folder
+            subprocess.run([sys.executable, root / "tests/small_cifar10.py", folder], check=True, capture_output=True)
+        for turn in range(rounds):
+            for what in "pipeline", "training":
+                for side in sides if turn % 2 else sides[::-1]:
+                    print(f"round {turn + 1} of {rounds}: {what} of {side}", file=sys.stderr, flush=True)
+                    done = subprocess.run([sys.executable, __file__, side, what], check=True, stdout=subprocess.PIPE,
+                                          stderr=subprocess.DEVNULL, text=True)
+                    for key, value in json.loads(done.stdout.strip().split("\n")[-1]).items():
+                        found[side].setdefault(key, []).append(value)
+    print(f"{'median of ' + str(rounds):<22} {'tutorial':>10} {'train.py':>10} {'ratio':>7}")
+    for key in found["tutorial"]:
+        old, new = (statistics.median(found[side][key]) for side in sides)
+        print(f"{key:<22} {old:>10.2f} {new:>10.2f} {new / old:>7.2f}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        measure(*sys.argv[1:])
+    else:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
