@@ -194,22 +194,24 @@ def load_data(batch_size=batch_size, seed=None):
         return tf.cast(images, tf.float32) / 255.0, labels
 
     def records(split):
-        split = builder.info.splits[split]
-        dataset = tf.data.TFRecordDataset([str(path) for path in split.filepaths])
-        return dataset.apply(tf.data.experimental.assert_cardinality(split.num_examples))  # none lost unnoticed
+        return tf.data.TFRecordDataset([str(path) for path in builder.info.splits[split].filepaths])
+
+    def none_lost(split):
+        return tf.data.experimental.assert_cardinality(builder.info.splits[split].num_examples)
 
     size = builder.info.splits["train"].num_examples
     # The first pass shuffles the undecoded records, which are read in a moment, so the first batch need not wait for
     # 50,000 PNGs to be decoded. What it decodes is cached, as uint8, for all passes to come.
     decoded = records("train").shuffle(size, seed=seed, reshuffle_each_iteration=False)
-    decoded = decoded.map(decode, num_parallel_calls=tf.data.AUTOTUNE).cache()
+    decoded = decoded.map(decode, num_parallel_calls=tf.data.AUTOTUNE).apply(none_lost("train")).cache()
     ds_train = decoded.concatenate(decoded.shuffle(size, seed=seed).repeat())  # no image twice before all were seen
     ds_train = ds_train.batch(batch_size)
     ds_train = ds_train.map(to_float, num_parallel_calls=tf.data.AUTOTUNE)  # by batches: 64 calls fewer a step
     ds_train = ds_train.prefetch(tf.data.AUTOTUNE)  # the next batch is made while the model works on this one
 
-    ds_test = records("test").map(decode, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size).cache()
-    ds_test = ds_test.map(to_float, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    ds_test = records("test").map(decode, num_parallel_calls=tf.data.AUTOTUNE).apply(none_lost("test"))
+    ds_test = ds_test.batch(batch_size).cache().map(to_float, num_parallel_calls=tf.data.AUTOTUNE)
+    ds_test = ds_test.prefetch(tf.data.AUTOTUNE)
     return ds_train, ds_test, builder.info
 
 
