@@ -23,6 +23,7 @@ if __name__ == "__main__":  # before the slow imports, so that Ctrl-C is answere
 import argparse
 import hashlib
 import json
+import logging
 import re
 import shutil
 import tempfile
@@ -31,6 +32,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what matters arrives as an exception too
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # faster convolutions, off by itself on CPUs without AVX-512
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # no word on its font cache at the very first run
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow 2.21 logs there before it looks at its log level
 try:
     import tensorflow as tf
