@@ -10,6 +10,7 @@ import pytest
 root = Path(__file__).parents[1]
 sys.path.insert(0, str(root))
 name = "cifar10-model-v1"
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as train.py sets it, whichever test imports TensorFlow first
 
 
 def command(script, *arguments):
