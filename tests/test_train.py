@@ -130,7 +130,9 @@ def test_train_prints_what_the_tutorial_shows(trained, data):
         f"The model is in results/{name}.h5, its curves are in results/{name}.png",
         "Next: python test.py", "and:  tensorboard --logdir=logs"]
     assert len(lines) < 75, "something else is printed, too"
-    assert sorted(path.name for path in (folder / "results").iterdir()) == [f"{name}.h5", f"{name}.png"]
+    left = {path.name for path in (folder / "results").iterdir() if path.stem.split("-")[-1] not in
+            ("images", "report", "sample")}  # which other tests have test.py leave in the same folder
+    assert left == {f"{name}.h5", f"{name}.png"}
 
 
 def test_it_learns_and_logs_it(trained):
