@@ -231,6 +231,9 @@ def faster_policy(gpus):
 
     No library tells on every system whether a CPU has instructions for bfloat16, and without them it is several times
     slower than float32: so one of the network's convolutions is timed in both.
+
+    Args:
+        gpus: list of TensorFlow's physical devices of the kind GPU, empty if there is none.
     """
     if gpus:
         return "mixed_float16"
@@ -339,8 +342,8 @@ class Backup(keras.callbacks.Callback):
                  settings=json.dumps(self.settings), history=json.dumps(self.history))
 
     def discard(self):
-        self.path.unlink(missing_ok=True)
         self.previous.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
 
 def keep_earlier_run(results, logs, name):

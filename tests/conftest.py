@@ -1,8 +1,10 @@
 """What the tests share: a small CIFAR-10, a finished run on it, and the scripts run as a user runs them."""
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 root = Path(__file__).parents[1]
 sys.path.insert(0, str(root))
 name = "cifar10-model-v1"
+backup = f"results/{name}.backup.npz"
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as train.py sets it, whichever test imports TensorFlow first
 
 
@@ -41,6 +44,23 @@ def run(script, *arguments, cwd, data, code=0, **options):
     assert done.returncode == code, f"exit code {done.returncode}\n{out[-2000:]}\n{err[-4000:]}"
     assert "Traceback" not in err, err
     return out, err
+
+
+def start(folder, data, *arguments, **options):
+    """Start train.py in a folder; return the process."""
+    return subprocess.Popen(command("train.py", *arguments), cwd=folder, env=environment(data), text=True,
+                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def wait_for(path, process, seconds=120):
+    """Wait until `path` exists; False if the process ends first."""
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        if process.poll() is not None:
+            return False
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.002)
+    return True
 
 
 def message(err):
@@ -91,3 +111,39 @@ def curves(log_dir):
                 found[f"{part}/{tag}"] = [(event.step, float(make_ndarray(event.tensor_proto)))
                                           for event in reader.Tensors(tag)]
     return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(request, tmp_path_factory, tiny):
+    """The folder of a whole run with the `options` of the module of tests, four epochs."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run("train.py", *request.module.options, cwd=folder, data=tiny)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def half_done(request, tmp_path_factory, tiny):
+    """The folder of the same run, killed after the second epoch or a moment later."""
+    folder = tmp_path_factory.mktemp("half")
+    process = start(folder, tiny, *request.module.options)
+    assert wait_for(folder / f"results/previous-{name}.backup.npz", process)
+    assert wait_for(folder / backup, process)
+    process.kill()
+    process.communicate()
+    return folder
+
+
+@pytest.fixture
+def half(half_done, tmp_path):
+    return shutil.copytree(half_done, tmp_path / "half")
+
+
+def same_as_undisturbed(folder, undisturbed):
+    """Assert that a folder holds the files of the undisturbed run, the model to the byte, every epoch once."""
+    for files in "results", "logs":
+        assert sorted(os.listdir(folder / files)) == sorted(os.listdir(undisturbed / files))
+    assert (folder / f"results/{name}.h5").read_bytes() == (undisturbed / f"results/{name}.h5").read_bytes()
+    log_dir, expected = folder / "logs" / name, undisturbed / "logs" / name
+    assert (log_dir / "epochs.csv").read_text() == (expected / "epochs.csv").read_text()
+    assert curves(log_dir) == curves(expected)
+    assert len(curves(log_dir)["train/epoch_loss"]) == 4

@@ -1,6 +1,5 @@
 """--cosine, --augment and --mixed-precision: what they change, what they leave alone, and that a continued run keeps them."""
 import math
-import shutil
 import subprocess
 import sys
 
@@ -8,39 +7,14 @@ import h5py
 import numpy as np
 import pytest
 
-from conftest import curves, environment, message, name, plain, root, run
-from test_interruptions import backup, same_as_undisturbed, start, wait_for
+from conftest import backup, curves, environment, message, name, plain, root, run, same_as_undisturbed
 from test_train import keys, load, source, take  # noqa: F401 (a fixture)
 
-switches = ["--epochs", 4, "--batch-size", 40, "--seed", 1, "--cosine", "--augment"]  # 5 steps an epoch
+options = ["--epochs", 4, "--batch-size", 40, "--seed", 1, "--cosine", "--augment"]  # 5 steps an epoch
 
 
 def without(*dropped):
-    return [option for option in switches if option not in dropped]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, tiny):
-    folder = tmp_path_factory.mktemp("switches")
-    run("train.py", *switches, cwd=folder, data=tiny)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def half_done(tmp_path_factory, tiny):
-    """A folder as a kill after the second of the four epochs, or a moment later, leaves it."""
-    folder = tmp_path_factory.mktemp("half")
-    process = start(folder, tiny, *switches)
-    assert wait_for(folder / f"results/previous-{name}.backup.npz", process)
-    wait_for(folder / backup, process)
-    process.kill()
-    process.communicate()
-    return folder
-
-
-@pytest.fixture
-def half(half_done, tmp_path):
-    return shutil.copytree(half_done, tmp_path / "half")
+    return [option for option in options if option not in dropped]
 
 
 def test_augment_mirrors_half_of_the_training_images(load):  # noqa: F811
@@ -68,29 +42,29 @@ def test_cosine_falls_from_the_usual_rate_to_zero(undisturbed):
 
 
 def test_a_continued_run_keeps_them(half, undisturbed, tiny):
-    out, err = run("train.py", *switches, cwd=half, data=tiny)
+    out, err = run("train.py", *options, cwd=half, data=tiny)
     assert "Continuing after epoch" in out and err == ""
     same_as_undisturbed(half, undisturbed)
 
 
-@pytest.mark.parametrize("options, different", [
+@pytest.mark.parametrize("others, different", [
     (without("--cosine"), "other learning rate"), (without("--augment"), "other augmentation"),
-    ([*switches[2:], "--epochs", 6], "other epochs")])  # the rate would jump up again
-def test_a_run_is_not_continued_with_others(half, tiny, options, different):
+    ([*options[2:], "--epochs", 6], "other epochs")])  # the rate would jump up again
+def test_a_run_is_not_continued_with_others(half, tiny, others, different):
     before = (half / backup).read_bytes()
-    out, err = run("train.py", *options, cwd=half, data=tiny, code=1)
+    out, err = run("train.py", *others, cwd=half, data=tiny, code=1)
     assert different in message(err)
     assert (half / backup).read_bytes() == before
 
 
 def test_mixed_precision_on_this_machine(tiny, tmp_path):
     """Where 16 bits are not faster, it says so and ends with the very model of a run without the switch."""
-    options = ["--epochs", 1, "--batch-size", 40, "--seed", 1]
-    out, err = run("train.py", *options, "--mixed-precision", cwd=tmp_path, data=tiny)
+    short = ["--epochs", 1, "--batch-size", 40, "--seed", 1]
+    out, err = run("train.py", *short, "--mixed-precision", cwd=tmp_path, data=tiny)
     assert err == ""
     said = [line for line in out.split("\n") if line.startswith("Mixed precision: ")]
     assert len(said) == 1
-    run("train.py", *options, "--name", "plain", cwd=tmp_path, data=tiny)
+    run("train.py", *short, "--name", "plain", cwd=tmp_path, data=tiny)
     same = (tmp_path / f"results/{name}.h5").read_bytes() == (tmp_path / "results/plain.h5").read_bytes()
     assert same == ("going on in float32" in said[0])
     run("test.py", cwd=tmp_path, data=tiny)
@@ -101,8 +75,8 @@ def test_a_model_trained_in_16_bits_is_like_any_other(policy, tiny, tmp_path):
     """The choice is taken from the machine here, since few have both; all else runs as it is, emulated if need be."""
     program = (f"import sys; sys.path.insert(0, {str(root)!r}); import train\n"
                f"train.faster_policy = lambda gpus: {policy!r}\ntrain.run(train.main)")
-    options = ["--epochs", "2", "--batch-size", "20", "--seed", "1", "--mixed-precision"]
-    done = subprocess.run([sys.executable, "-c", program, *options], cwd=tmp_path, env=environment(tiny),
+    short = ["--epochs", "2", "--batch-size", "20", "--seed", "1", "--mixed-precision"]
+    done = subprocess.run([sys.executable, "-c", program, *short], cwd=tmp_path, env=environment(tiny),
                           capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and done.stderr == "", done.stderr[-3000:]
     assert f"Mixed precision: {policy[6:]}" in done.stdout
