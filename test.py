@@ -107,6 +107,7 @@ def show(figure, path):
 def draw(axes, image, title, **style):
     """Show an image, or a PIL.Image, under its title and without axes."""
     axes.imshow(image)
+    axes.set_anchor("N")  # at the top of its cell, or the layout takes the title for lower than it is and cuts it off
     axes.set_title(title, **style)
     axes.axis("off")
 

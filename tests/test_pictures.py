@@ -139,6 +139,14 @@ def test_bad_files_do_not_stop_the_good_ones(trained, photo, tmp_path):
     assert found == {} and "missing.png" in message(err)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_no_caption_is_cut_off(trained, photo, tmp_path, count):
+    photo.save(tmp_path / "photo.png")
+    classify(trained[0], *[tmp_path / "photo.png"] * count)
+    with Image.open(trained[0] / f"results/{name}-images.png") as picture:
+        assert (np.asarray(picture.convert("RGB"))[:3] == 255).all()  # the captions stand at the top
+
+
 def test_report(trained, data):
     out, err = run("test.py", "--report", cwd=trained[0], data=data)
     assert err == ""
