@@ -1,19 +1,14 @@
 """Test the model that train.py saved, or try it on pictures of your own: python test.py --help"""
-import os
-import signal
-
-if __name__ == "__main__":  # before the slow imports; nothing that Ctrl-C could tear is written here
-    stderr = os.dup(2)  # as in train.py
-    signal.signal(signal.SIGINT, lambda *_: (os.write(stderr, b"\nStopped.\n"), os._exit(130)))
-
 import argparse
 import math
 import random
+import shutil
 import sys
 import warnings
 from pathlib import Path
 
-from train import Failure, load_data, model_name, num_classes, replace_whole, run  # first: it silences TensorFlow
+# first, because it keeps TensorFlow's log off the console
+from train import UserError, load_data, model_name, num_classes, run, write_atomically  # isort: skip
 
 import h5py
 import keras
@@ -34,7 +29,50 @@ categories = {
     8: "ship",
     9: "truck",
 }
-most_pixels = 250_000_000  # a picture of more is refused unread: it would take over a gigabyte of memory
+
+
+def main():
+    args = parse_args()
+    model = load_classifier(args.model)
+    if args.image:
+        if classify(model, args.image, Path("results", f"{args.model.stem}-images.png")):
+            sys.exit(1)
+        return
+
+    ds_train, ds_test, info = load_data()
+    loss, accuracy = model.evaluate(ds_test)
+    print(f"Test accuracy: {accuracy * 100} %")
+
+    index = random.randrange(info.splits["test"].num_examples)
+    image, label = next(ds_test.unbatch().skip(index).as_numpy_iterator())
+    probabilities = model(image[None], training=False).numpy()[0]
+    predicted_label, true_label = categories[int(probabilities.argmax())], categories[int(label)]
+    print(f"Predicted label: {predicted_label}")
+    print(f"True label: {true_label}")
+    figure, axes = plt.subplots(figsize=(4, 4.4), layout="constrained")
+    draw(axes, image, f"Predicted label: {predicted_label} ({probabilities.max():.1%})\nTrue label: {true_label}")
+    show(figure, Path("results", f"{args.model.stem}-sample.png"))
+
+    if args.report:
+        images, labels = (np.concatenate(part) for part in zip(*ds_test.as_numpy_iterator()))
+        picture = Path("results", f"{args.model.stem}-report.png")
+        report(images, labels, model.predict(ds_test), picture)
+        log_dir = Path("logs", args.model.stem)
+        if log_dir.is_dir() and args.model.resolve().parent == Path("results").resolve():
+            log_picture(picture, log_dir / "report")
+
+
+def parse_args():
+    """Return the options of the command line; exit with code 2 if one is wrong."""
+    parser = argparse.ArgumentParser(description="Evaluate a model on CIFAR-10's test images and show one of them.")
+    parser.add_argument("model", nargs="?", type=Path, default=Path("results", f"{model_name}.h5"), metavar="MODEL",
+                        help="model file (default: %(default)s)")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--image", nargs="+", metavar="FILE",
+                         help="classify these pictures instead; the answer is always one of the ten classes, whatever"
+                              " they show, and only the middle square of a picture counts")
+    instead.add_argument("--report", action="store_true", help="show where the model goes wrong, too")
+    return parser.parse_args()
 
 
 def load_classifier(path):
@@ -45,25 +83,49 @@ def load_classifier(path):
     Returns:
         A compiled keras.Model from float32 (batch, 32, 32, 3) to the probabilities (batch, 10).
     Raises:
-        Failure: the file is missing, damaged, unsafe, or of another kind of model.
+        UserError: the file is missing, damaged, unsafe, or of another kind of model.
     """
     if not path.exists():
-        raise Failure(f"There is no model at {path}.\nTrain one first: python train.py")
+        raise UserError(f"There is no model at {path}.\nTrain one first: python train.py")
     try:
         with h5py.File(path) as file:
             unsafe = '"Lambda"' in str(file.attrs["model_config"])
         model = None if unsafe else keras.models.load_model(path, compile=False)  # in Keras' safe mode
     except Exception as error:  # whatever h5py, json or Keras make of a damaged file
         reason = " ".join(str(error).split())[:120]
-        raise Failure(f"{path} cannot be loaded as a Keras model ({reason}).\n"
+        raise UserError(f"{path} cannot be loaded as a Keras model ({reason}).\n"
                       "Is it whole, and saved as HDF5? python train.py makes a new one.") from error
     if unsafe:
-        raise Failure(f"{path} holds code of its own (a Lambda layer); it was refused and nothing of it was run.")
+        raise UserError(f"{path} holds code of its own (a Lambda layer); it was refused and nothing of it was run.")
     if model.input_shape != (None, 32, 32, 3) or model.output_shape != (None, num_classes):
-        raise Failure(f"{path} is not a classifier of 32x32 colour images into {num_classes} classes:\n"
+        raise UserError(f"{path} is not a classifier of 32x32 colour images into {num_classes} classes:\n"
                       f"its input is {model.input_shape}, its output {model.output_shape}.")
     model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
+
+
+def show(figure, path):
+    """Save a figure at `path`, say so, and open it in a window where there is a display."""
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, lambda part: figure.savefig(part, dpi=100))
+    print(f"Picture saved as {path}", flush=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where there is no display, show() only warns
+        plt.show()
+
+
+def draw(axes, image, title, **style):
+    """Show an image, or a PIL.Image, under its title and without axes."""
+    axes.imshow(image)
+    axes.set_anchor("N")  # at the top of its cell, or the layout takes the title for lower than it is and cuts it off
+    axes.set_title(title, **style)
+    axes.axis("off")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures of your own: python test.py --image FILE ...
+
+most_pixels = 250_000_000  # a larger picture is refused unread: it would take over a gigabyte of memory
 
 
 def load_image(path):
@@ -92,24 +154,6 @@ def load_image(path):
     seen = np.asarray(ImageOps.fit(image, (32, 32), Image.Resampling.BICUBIC), np.float32) / 255
     image.thumbnail((400, 400))
     return seen, image
-
-
-def show(figure, path):
-    """Save a figure at `path`, say so, and open it in a window where there is a display."""
-    path.parent.mkdir(exist_ok=True)
-    replace_whole(path, lambda part: figure.savefig(part, dpi=100))
-    print(f"Picture saved as {path}", flush=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # where there is no display, show() only warns
-        plt.show()
-
-
-def draw(axes, image, title, **style):
-    """Show an image, or a PIL.Image, under its title and without axes."""
-    axes.imshow(image)
-    axes.set_anchor("N")  # at the top of its cell, or the layout takes the title for lower than it is and cuts it off
-    axes.set_title(title, **style)
-    axes.axis("off")
 
 
 def classify(model, files, path):
@@ -141,6 +185,9 @@ def classify(model, files, path):
         show(figure, path)
     return len(files) - len(shown)
 
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where the model goes wrong: python test.py --report
 
 def report(images, labels, probabilities, path):
     """Print the accuracy of each class; draw the confusion matrix and the most confident mistakes at `path`.
@@ -180,37 +227,11 @@ def report(images, labels, probabilities, path):
     show(figure, path)
 
 
-def main():
-    parser = argparse.ArgumentParser(description="Evaluate a model on CIFAR-10's test images and show one of them.")
-    parser.add_argument("model", nargs="?", type=Path, default=Path("results", f"{model_name}.h5"), metavar="MODEL",
-                        help="model file (default: %(default)s)")
-    instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--image", nargs="+", metavar="FILE", help="classify these pictures instead")
-    instead.add_argument("--report", action="store_true", help="show where the model goes wrong, too")
-    args = parser.parse_args()
-    model = load_classifier(args.model)
-    if args.image:
-        if classify(model, args.image, Path("results", f"{args.model.stem}-images.png")):
-            sys.exit(1)
-        return
-
-    ds_train, ds_test, info = load_data()
-    loss, accuracy = model.evaluate(ds_test)
-    print(f"Test accuracy: {accuracy * 100} %")
-
-    index = random.randrange(info.splits["test"].num_examples)
-    image, label = next(ds_test.unbatch().skip(index).as_numpy_iterator())
-    probabilities = model(image[None], training=False).numpy()[0]
-    predicted_label, true_label = categories[int(probabilities.argmax())], categories[int(label)]
-    print(f"Predicted label: {predicted_label}")
-    print(f"True label: {true_label}")
-    figure, axes = plt.subplots(figsize=(4, 4.4), layout="constrained")
-    draw(axes, image, f"Predicted label: {predicted_label} ({probabilities.max():.1%})\nTrue label: {true_label}")
-    show(figure, Path("results", f"{args.model.stem}-sample.png"))
-
-    if args.report:
-        images, labels = (np.concatenate(part) for part in zip(*ds_test.as_numpy_iterator()))
-        report(images, labels, model.predict(ds_test), Path("results", f"{args.model.stem}-report.png"))
+def log_picture(picture, log_dir):
+    """Put the picture of the report into TensorBoard's IMAGES tab, in place of an earlier one."""
+    shutil.rmtree(log_dir, ignore_errors=True)
+    with tf.summary.create_file_writer(str(log_dir)).as_default():
+        tf.summary.image("report", tf.io.decode_png(picture.read_bytes())[None], step=0)
 
 
 if __name__ == "__main__":

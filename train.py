@@ -1,255 +1,128 @@
 """Train the tutorial's three-block CNN on CIFAR-10: python train.py --help
 
-The way of the data, from top to bottom of this file: archive -> TFDS -> input pipeline -> model -> fit,
-with a backup after every epoch -> results/NAME.h5. `python test.py` takes it from there.
+Read it from the top: the dials, the data, the network, the training. That is all that decides the result.
+The sections below `main` make it robust: checkpoints, TensorBoard, files, the download, the command line.
+Then: python test.py
 """
-import os
-import signal
-import sys
-
-stopped = "Stopped."  # what Ctrl-C says; main() and Backup keep it up to date
-stderr = os.dup(2)  # 2 itself is closed to TensorFlow's import below
-
-
-def stop(*_):
-    """Answer Ctrl-C with one line and exit code 130, at once: files are only ever replaced whole, so nothing tears."""
-    os.write(stderr, f"\n{stopped}\n".encode())  # print() is not safe inside a signal handler
-    os._exit(130)
-
-
-if __name__ == "__main__":  # before the slow imports, so that Ctrl-C is answered there too
-    signal.signal(signal.SIGINT, stop)
-
 import argparse
+import contextlib
 import hashlib
 import json
-import logging
+import os
 import re
 import shutil
+import signal
+import sys
 import tempfile
 import time
-import timeit
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what matters arrives as an exception too
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # faster convolutions, off by itself on CPUs without AVX-512
-logging.getLogger("matplotlib").setLevel(logging.ERROR)  # no word on its font cache at the very first run
-os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow 2.21 logs there before it looks at its log level
+# This must stand before the slow imports: Ctrl-C without a traceback, oneDNN's faster convolutions (TensorFlow leaves
+# them off on CPUs without AVX-512), and a console without TensorFlow's log (2.21 writes before it reads the log level).
+script = Path(sys.argv[0]).name
+is_script = script in ("train.py", "test.py")
+stderr = os.dup(2)
+if is_script:
+    signal.signal(signal.SIGINT, lambda *_: (os.write(stderr, b"\nStopped.\n"), os._exit(130)))
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 try:
-    import tensorflow as tf
+    import tensorflow as tf  # noqa: I001 (first, to be the one that is named if none is installed)
+    import keras
+    import numpy as np
+    import requests
+    import tensorflow_datasets as tfds
+    import tqdm
+    import urllib3
+    from absl import logging as absl_logging
+    from keras import layers
+    from matplotlib.figure import Figure
+    from tensorboard.plugins.hparams import api as hparams
+except ModuleNotFoundError as error:
+    if not is_script or error.name not in ("tensorflow", "keras", "numpy", "tensorflow_datasets", "matplotlib",
+                                           "tensorboard", "importlib_resources"):
+        raise
+    sys.exit(f"The package {error.name} is not installed for this Python, {sys.version.split()[0]}.\n"
+             "Python 3.10 to 3.13 can have it:  python -m pip install -r requirements.txt\n"
+             f"For any other, there is uv:  uv run --python 3.13 --with-requirements requirements.txt {script}")
 finally:
     os.dup2(stderr, 2)
-import keras
-import numpy as np
-import requests
-import tensorflow_datasets as tfds
-import tqdm
-import urllib3
-from absl import logging as absl_logging
-from keras import layers
-from matplotlib.figure import Figure
 
-# all there is to change
-batch_size = 64  # images a step
+# The dials of the tutorial.
+batch_size = 64  # images per step
 num_classes = 10
-epochs = 30  # passes of 50,000 // 64 = 781 steps
-model_name = "cifar10-model-v1"  # results/NAME.h5, logs/NAME
+epochs = 30  # passes over the 50,000 training images, 781 steps each
+model_name = "cifar10-model-v1"  # of results/NAME.h5 and logs/NAME
 
-# copies of https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz, which comes at 55 to 85 kB/s from there
-# (pytorch/vision issue 9536), and the SHA-256 that TFDS registers for it
-mirrors = [
-    "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/cifar-10-binary.tar.gz",
-    "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com/notebook/datasets/cifar-10-binary.tar.gz",
-]
-archive_sha256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
-slowest = 200_000  # bytes a second; a mirror that is below it after 10 s is dropped
-
-
-class Failure(Exception):
-    """Something that the user can mend; the text says what happened and what to do."""
-
-
-def replace_whole(path, write, previous=None):
-    """Replace a file so that, whatever happens meanwhile, `path` is the old file or the new one, never a part of it.
-
-    Args:
-        path: Path of the file.
-        write: function that writes the file at the temporary Path that it is given.
-        previous: Path under which the old file is kept, or None.
-    Raises:
-        OSError: the file cannot be written, for instance because the disk is full; the old one is untouched.
-    """
-    part = path.with_name("part-" + path.name)
-    try:
-        write(part)
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())  # before it takes the name: a power cut must not leave an empty file
-        if previous and path.exists():
-            os.replace(path, previous)
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        error.filename = str(path)
-        raise
-
-
-def fetch_archive(archive, university):
-    """Download CIFAR-10 to the Path `archive` from the first mirror that delivers it, unless it is there already.
-
-    Raises:
-        Failure: the file there is another one; or neither a mirror nor the address that TFDS uses, whose turn is next,
-            can be reached.
-    """
-    if archive.exists():
-        if hashlib.sha256(archive.read_bytes()).hexdigest() == archive_sha256:
-            return
-        raise Failure(f"{archive} is not the archive of CIFAR-10:\n"
-                      f"its SHA-256 should be {archive_sha256}. Replace it, or delete it.")
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    part = archive.with_suffix(".part")
-    for url in mirrors:
-        try:
-            with requests.get(url, stream=True, timeout=(3, 10)) as reply, part.open("wb") as file, tqdm.tqdm(
-                    total=int(reply.headers.get("Content-Length", 0)), unit="B", unit_scale=True) as bar:
-                reply.raise_for_status()
-                digest, start = hashlib.sha256(), time.monotonic()
-                while block := reply.raw.read1(1 << 16):  # what has come, however little, so that slowness is seen
-                    file.write(block)
-                    digest.update(block)
-                    bar.update(len(block))
-                    seconds = time.monotonic() - start
-                    if seconds > 10 and bar.n < slowest * seconds:
-                        raise OSError(f"only {bar.n / seconds / 1000:.1f} kB/s")
-            if digest.hexdigest() != archive_sha256:
-                raise OSError("delivered other bytes than the original's, or not all of them")
-            os.replace(part, archive)
-            return
-        except (OSError, urllib3.exceptions.HTTPError) as error:
-            reason = "cannot be reached" if isinstance(error, requests.ConnectionError) else str(error)[:100]
-            print(f"Mirror dropped: {url}: {reason}", flush=True)
-        finally:
-            part.unlink(missing_ok=True)
-    try:  # without a network TFDS would try for minutes
-        requests.head(university, timeout=(3, 10))
-    except requests.RequestException as error:
-        raise Failure(f"CIFAR-10 could not be downloaded: neither the mirrors nor {university} can be reached.\n"
-                      f"Try again later, or put cifar-10-binary.tar.gz into {archive.parent},\n"
-                      "or set TFDS_DATA_DIR to a folder where TensorFlow Datasets has prepared cifar10.") from error
-
-
-def damaged(reason):
-    """Return what to say when the prepared data set cannot be read, for a reason of any length."""
-    return (f"The prepared CIFAR-10 cannot be read: {' '.join(reason.split())[:200]}\n"
-            "Delete the folder cifar10 in your TensorFlow Datasets folder (TFDS_DATA_DIR, or ~/tensorflow_datasets)\n"
-            "and run the same command again; it will be prepared anew.")
-
-
-def prepare_data():
-    """Return the tfds.core.DatasetBuilder of `cifar10`, prepared; download and prepare it first if need be.
-
-    Raises:
-        Failure: it is damaged, or it is not there and cannot be had.
-    """
-    try:
-        builder = tfds.builder("cifar10")
-        folder, prepared = Path(builder.data_dir), builder.is_prepared()
-    except Exception as error:  # a damaged description ends in whatever json, protobuf or the file system raise
-        raise Failure(damaged(str(error))) from error
-    if prepared:
-        print(f"CIFAR-10 is in {folder}", flush=True)
-        return builder
-    if folder.exists():
-        raise Failure(damaged(f"{folder} is not complete"))
-    archive = folder.parents[1] / "downloads" / "manual" / "cifar-10-binary.tar.gz"
-    print(f"CIFAR-10 (162 MiB) is being downloaded to {archive.parent}\n"
-          f"and prepared in {folder}, this once.", flush=True)
-    fetch_archive(archive, next(iter(builder.url_infos)))
-    try:
-        builder.download_and_prepare()
-    except Exception as error:  # TFDS's own have no common ancestor
-        if isinstance(error, OSError) and error.filename:  # the disk
-            raise
-        raise Failure(f"CIFAR-10 could not be downloaded and prepared: {' '.join(str(error).split())[:200]}\n"
-                      "Run the same command again.") from error
-    return builder
+# The dials of --fast. They were chosen on 5,000 training images kept aside, and belong to batches of 64.
+fast_epochs = 4
+adam_peak = 0.002  # highest learning rate of Adam
+muon_peak = 0.003  # and of Muon
+warm_up = 0.15  # part of the run in which the learning rates rise
 
 
 def load_data(batch_size=batch_size, seed=None, augment=False):
     """Load CIFAR-10 as two streams of batches: images float32 (batch, 32, 32, 3) in [0, 1], labels int64 (batch,).
 
     Args:
-        batch_size: images a batch.
-        seed: int for the same order of training images in every run, None for another one each time.
-        augment: whether each training image is mirrored, left to right, with probability 1/2.
+        batch_size: images per batch.
+        seed: int for the same order of training images in every run; None for another order each time.
+        augment: True to flip and shift the training images at random.
     Returns:
-        ds_train: every training image once per pass, in a new order over the whole split each pass, for ever.
-        ds_test: the test split, finite and in its own order; its last batch is smaller.
+        ds_train: an endless stream; each pass has every training image once, shuffled over the whole split.
+        ds_test: the test images once, in their own order; the last batch is smaller.
         info: the tfds.core.DatasetInfo.
     Raises:
-        Failure: the data set is not there and cannot be had.
+        UserError: the data set is not there and cannot be downloaded.
     """
     builder = prepare_data()
+    info = builder.info
 
-    @tf.autograph.experimental.do_not_convert  # there is nothing to convert, and looking for it takes 0.2 s
+    @tf.autograph.experimental.do_not_convert  # has nothing to convert; the search would take 0.2 s
     def decode(record):
-        example = builder.info.features.deserialize_example(record)
-        return example["image"], example["label"]  # uint8 (32, 32, 3) and int64
+        example = info.features.deserialize_example(record)
+        return example["image"], example["label"]  # uint8 (32, 32, 3), int64
 
     @tf.autograph.experimental.do_not_convert
     def to_float(images, labels):
         return tf.cast(images, tf.float32) / 255.0, labels
 
-    def mirror_some(batch, seed):
-        return tf.image.stateless_random_flip_left_right(batch[0], seed), batch[1]
+    def flip_and_shift(batch, seed):
+        images, labels = batch
+        images = tf.image.stateless_random_flip_left_right(images, seed)  # each image on its own
+        padded = tf.pad(images, [[0, 0], [2, 2], [2, 2], [0, 0]], mode="REFLECT")
+        return tf.image.stateless_random_crop(padded, tf.shape(images), seed), labels  # the whole batch alike
 
-    def records(split):
-        return tf.data.TFRecordDataset([str(path) for path in builder.info.splits[split].filepaths])
+    def read(split):
+        return tf.data.TFRecordDataset([str(path) for path in info.splits[split].filepaths])
 
-    def none_lost(split):
-        return tf.data.experimental.assert_cardinality(builder.info.splits[split].num_examples)
+    def decode_all(records, split):
+        decoded = records.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+        return decoded.apply(tf.data.experimental.assert_cardinality(info.splits[split].num_examples))
 
-    size = builder.info.splits["train"].num_examples
-    # The first pass shuffles the undecoded records, which are read in a moment, so the first batch need not wait for
-    # 50,000 PNGs to be decoded. What it decodes is cached, as uint8, for all passes to come.
-    decoded = records("train").shuffle(size, seed=seed, reshuffle_each_iteration=False)
-    decoded = decoded.map(decode, num_parallel_calls=tf.data.AUTOTUNE).apply(none_lost("train")).cache()
-    ds_train = decoded.concatenate(decoded.shuffle(size, seed=seed).repeat())  # no image twice before all were seen
-    ds_train = ds_train.batch(batch_size)
-    ds_train = ds_train.map(to_float, num_parallel_calls=tf.data.AUTOTUNE)  # by batches: 64 calls fewer a step
+    # The first pass shuffles the records before it decodes them, so the first batch comes at once. The decoded images
+    # are cached as uint8, a quarter of float32; every later pass shuffles them anew.
+    size = info.splits["train"].num_examples
+    first_pass = decode_all(read("train").shuffle(size, seed=seed, reshuffle_each_iteration=False), "train").cache()
+    later_passes = first_pass.shuffle(size, seed=seed).repeat()
+    ds_train = first_pass.concatenate(later_passes).batch(batch_size)
+    ds_train = ds_train.map(to_float, num_parallel_calls=tf.data.AUTOTUNE)
     if augment:
-        ds_train = tf.data.Dataset.zip(ds_train, tf.data.Dataset.random(seed).batch(2)).map(mirror_some)
-    ds_train = ds_train.prefetch(tf.data.AUTOTUNE)  # the next batch is made while the model works on this one
+        ds_train = tf.data.Dataset.zip(ds_train, tf.data.Dataset.random(seed).batch(2)).map(flip_and_shift)
+    ds_train = ds_train.prefetch(tf.data.AUTOTUNE)  # prepares the next batch while the model trains on this one
 
-    ds_test = records("test").map(decode, num_parallel_calls=tf.data.AUTOTUNE).apply(none_lost("test"))
-    ds_test = ds_test.batch(batch_size).cache().map(to_float, num_parallel_calls=tf.data.AUTOTUNE)
-    ds_test = ds_test.prefetch(tf.data.AUTOTUNE)
-    return ds_train, ds_test, builder.info
-
-
-def faster_policy(gpus):
-    """Return the name of the Keras dtype policy by which this machine trains faster: a mixed one, or "float32".
-
-    No library tells on every system whether a CPU has instructions for bfloat16, and without them it is several times
-    slower than float32: so one of the network's convolutions is timed in both.
-
-    Args:
-        gpus: list of TensorFlow's physical devices of the kind GPU, empty if there is none.
-    """
-    if gpus:
-        return "mixed_float16"
-    seconds = {}
-    for dtype in "float32", "bfloat16":
-        images, kernel = tf.ones((64, 16, 16, 64), dtype), tf.ones((3, 3, 64, 64), dtype)
-        seconds[dtype] = min(timeit.repeat(lambda: tf.nn.conv2d(images, kernel, 1, "SAME"), number=2, repeat=5))
-    return "mixed_bfloat16" if seconds["bfloat16"] < 0.8 * seconds["float32"] else "float32"
+    ds_test = decode_all(read("test"), "test").batch(batch_size).cache()
+    ds_test = ds_test.map(to_float, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return ds_train, ds_test, info
 
 
-def create_model(input_shape, learning_rate=0.001):
+def create_model(input_shape, optimizer="adam"):
     """Build and compile the tutorial's network, 2,395,434 parameters, and print its summary.
 
     Args:
         input_shape: shape of one image, (32, 32, 3).
-        learning_rate: of Adam; a number, or a keras.optimizers.schedules.LearningRateSchedule.
+        optimizer: a Keras optimizer or its name.
     Returns:
         A compiled keras.Sequential from images in [0, 1] to the probabilities of the ten classes.
     """
@@ -266,121 +139,229 @@ def create_model(input_shape, learning_rate=0.001):
     model.add(layers.Activation("relu"))
     model.add(layers.Dropout(0.5))
     model.add(layers.Dense(num_classes))
-    model.add(layers.Activation("softmax", dtype="float32"))  # in mixed precision too: 16 bits are few for a loss
+    model.add(layers.Activation("softmax", dtype="float32"))  # 16 bits would be too few for the loss
     model.summary()
-    model.compile(loss="sparse_categorical_crossentropy", optimizer=keras.optimizers.Adam(learning_rate),
-                  metrics=["accuracy"])
+    model.compile(loss="sparse_categorical_crossentropy", optimizer=optimizer, metrics=["accuracy"])
     return model
 
 
-class Backup(keras.callbacks.Callback):
-    """Save all that training is made of after every epoch, and continue from there.
+class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
+    """A learning rate that rises from 0 to `peak`, then falls to 0 at step `steps`, both linearly.
 
-    keras.callbacks.BackupAndRestore keeps weights and epoch number in two files, so a kill between the two trains an
-    epoch twice, and knows nothing of the settings or the curves. Here one file holds everything: weights, optimizer,
-    dropout's random state, settings and the history, from which the curves of a continued run are written anew.
-
-    Args:
-        path: Path of the backup, `*.npz`; the one of the epoch before is kept beside it.
-        settings: dict of what must be the same when the run is continued.
-        loggers: callbacks that are to see the epochs of the history too; they stand before this one in `fit`.
+    Source: Smith and Topin, "Super-Convergence", https://arxiv.org/abs/1708.07120
     """
 
-    def __init__(self, path, settings, loggers):
+    def __init__(self, peak, steps):
+        self.peak, self.steps = peak, steps
+
+    def __call__(self, step):
+        done = tf.cast(step, tf.float32) / self.steps
+        return self.peak * tf.minimum(done / warm_up, (1 - done) / (1 - warm_up))
+
+    def get_config(self):
+        return {"peak": self.peak, "steps": self.steps}
+
+
+class Muon(keras.optimizers.Adam):
+    """Muon for the kernels of the convolutions, Adam for everything else. (Keras' own Muon takes no convolutions.)
+
+    Muon makes the singular values of each update about equal, so that a kernel learns in all directions at once.
+    Source: Jordan, "Muon: An optimizer for hidden layers in neural networks", https://kellerjordan.github.io/posts/muon/
+    """
+
+    def update_step(self, gradient, variable, learning_rate):
+        if len(variable.shape) != 4:
+            return super().update_step(gradient, variable, learning_rate)
+        momentum = self._momentums[self._get_variable_index(variable)]
+        self.assign(momentum, 0.95 * momentum + gradient)
+        matrix = tf.reshape(gradient + 0.95 * momentum, (-1, variable.shape[-1]))  # (3 * 3 * channels, filters)
+        rows, columns = matrix.shape
+        matrix /= tf.norm(matrix) + 1e-7
+        for _ in range(5):  # Newton-Schulz iterations, with the published coefficients
+            gram = tf.matmul(matrix, matrix, transpose_a=True)
+            matrix = 3.4445 * matrix + matrix @ (2.0315 * gram @ gram - 4.7750 * gram)
+        rate = learning_rate * muon_peak / adam_peak * max(1, rows / columns) ** 0.5
+        self.assign_sub(variable, rate * tf.reshape(matrix, variable.shape))
+
+
+def main():
+    args = parse_args()
+    model_file, curves_file, log_dir = output_paths(args.name)
+
+    ds_train, ds_test, info = load_data(args.batch_size, args.seed, args.augment)
+    steps_per_epoch = info.splits["train"].num_examples // args.batch_size
+    if not steps_per_epoch:
+        raise UserError(f"--batch-size {args.batch_size}: there are fewer training images than that.")
+
+    checkpoint = Checkpoint(model_file.with_suffix(".checkpoint.npz"), args.restart)
+    if args.seed is not None:
+        keras.utils.set_random_seed(args.seed)
+    print(f"Training on: {device_name()}", flush=True)
+    precision, optimizer = "float32", keras.optimizers.Adam()
+    if args.fast:
+        precision = checkpoint.options.get("precision") or faster_precision()
+        optimizer = Muon(OneCycle(adam_peak, args.epochs * steps_per_epoch))
+        print(f"Fast recipe: {args.epochs} epochs in {precision}, Muon for the convolutions, Adam for the rest;\n"
+              f"their learning rates rise to {muon_peak} and {adam_peak}, then fall to 0", flush=True)
+    keras.config.set_dtype_policy(precision)
+    model = create_model(info.features["image"].shape, optimizer)
+
+    options = {"epochs": args.epochs, "batch size": args.batch_size, "seed": args.seed, "augment": args.augment,
+               "recipe": "fast" if args.fast else "tutorial", "precision": precision}
+    loggers = [keras.callbacks.CSVLogger(log_dir / "epochs.csv"), TensorBoard(log_dir, options)]
+    done = checkpoint.restore(model, options, loggers)
+    if done:
+        print(f"Resuming after epoch {done} of {args.epochs}", flush=True)
+        if args.seed is not None:
+            ds_train = ds_train.skip(done * steps_per_epoch)  # these images were seen before the interruption
+    else:
+        keep_earlier_run(model_file, curves_file, log_dir)
+
+    with checkpoint.explain_ctrl_c():
+        model.fit(ds_train, epochs=args.epochs, initial_epoch=done, steps_per_epoch=steps_per_epoch, shuffle=False,
+                  validation_data=ds_test, callbacks=[*loggers, checkpoint])
+        plot_curves(checkpoint.history, curves_file)
+        save_model(model, model_file)
+        checkpoint.delete()
+    print(f"The model is in {model_file}, its curves are in {curves_file}\n"
+          f"Next: python test.py{'' if args.name == model_name else f' {model_file}'}\n"
+          "and:  tensorboard --logdir=logs")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checkpoints: an interrupted run resumes after its last finished epoch and ends with the same model.
+
+class Checkpoint(keras.callbacks.Callback):
+    """Save the whole state of training after every epoch, and resume from it.
+
+    One file has it all: weights, optimizer, dropout's random state, options and history. So a kill can never separate
+    them. keras.callbacks.BackupAndRestore has two files, and neither options nor history.
+
+    Args:
+        path: Path of the checkpoint, `*.npz`. The one before it is kept beside it, in case this one gets corrupt.
+        restart: True to delete both.
+    """
+
+    def __init__(self, path, restart=False):
         super().__init__()
-        self.path, self.settings, self.loggers = path, settings, loggers
-        self.previous = path.with_name("previous-" + path.name)
-        self.history = []  # one dict of loss, accuracy, val_loss, val_accuracy an epoch
+        self.path, self.previous = path, path.with_name("previous-" + path.name)
+        self.options = {}  # of the run; what must not change when it resumes
+        self.history = []  # of each epoch: a dict of its metrics
+        if restart:
+            self.delete()
+        for file in filter(Path.exists, (self.path, self.previous)):
+            try:
+                with np.load(file) as saved:
+                    arrays = dict(saved)
+                self.options, self.history = json.loads(str(arrays["options"])), json.loads(str(arrays["history"]))
+                self.values = [arrays[f"arr_{index}"] for index in range(len(arrays) - 2)]
+                break
+            except Exception as error:  # zipfile, json and NumPy raise many kinds for a corrupt file
+                aside = file.with_name("unreadable-" + file.name)
+                file.replace(aside)
+                print(f"The checkpoint {file} cannot be read ({type(error).__name__}); it is now {aside}", flush=True)
 
-    def restore(self, model):
-        """Put the newest backup that can be read into `model`; without one, leave the model as it is.
+    def restore(self, model, options, loggers):
+        """Put the checkpoint, if there is one, into the model; return the number of epochs that are done.
 
+        Args:
+            model: the compiled model.
+            options: dict of what must not change when the run resumes.
+            loggers: callbacks that log each epoch; they stand before this one in `fit`.
         Raises:
-            Failure: the backup is of a run with other settings.
+            UserError: the checkpoint belongs to a run with other options.
         """
+        network = json.dumps(model.get_config(), default=str)
+        options = {**options, "network": hashlib.sha256(network.encode()).hexdigest()[:8]}
+        if self.history:
+            saved = self.options
+            other = [f"{key} {saved[key]}, not {now}" for key, now in options.items() if saved[key] != now]
+            if options["recipe"] == "tutorial" and options["epochs"] > saved["epochs"]:
+                del other[0]  # more epochs are fine, where the learning rate does not depend on their number
+            if other:
+                raise UserError(f"{self.path} is of an unfinished run with {'; '.join(other)}.\n"
+                                "Give the same options to resume it, --restart to discard it, or another --name.")
+        self.options, self.loggers = options, loggers
         model.optimizer.build(model.trainable_variables)
         self.variables = model.variables + model.optimizer.variables
-        for path in filter(Path.exists, (self.path, self.previous)):
-            try:
-                with np.load(path) as file:
-                    settings, history = json.loads(str(file["settings"])), json.loads(str(file["history"]))
-                    different = [key for key in self.settings if settings[key] != self.settings[key]]
-                    if settings["epochs"] < self.settings["epochs"] and settings["learning rate"] == "constant":
-                        different.remove("epochs")  # to go on for longer is no contradiction
-                    values = [] if different else [file[f"arr_{index}"] for index in range(len(self.variables))]
-            except Exception as error:  # whatever zipfile, json or NumPy make of a damaged file
-                aside = path.with_name("unreadable-" + path.name)
-                os.replace(path, aside)
-                print(f"The backup {path} cannot be read ({type(error).__name__}); it is now {aside}", flush=True)
-                continue
-            if different:
-                raise Failure(f"{path} is the backup of an unfinished run with other {' and '.join(different)}.\n"
-                              "Give the same options to continue it, --restart to discard it, or another --name.")
-            for variable, value in zip(self.variables, values):
+        if self.history:
+            for variable, value in zip(self.variables, self.values):
                 variable.assign(value)
-            self.history = history
-            return
+        return len(self.history)
 
     def on_train_begin(self, logs=None):
+        """Log the finished epochs anew: the logs then have each epoch once, whenever the run was killed."""
         steps = self.model.optimizer.iterations
         done = int(steps)
-        for epoch, row in enumerate(self.history):
-            steps.assign(done * (epoch + 1) // len(self.history))  # TensorBoard asks for the learning rate of the step
+        for epoch, metrics in enumerate(self.history):
+            steps.assign(done * (epoch + 1) // len(self.history))  # TensorBoard logs the learning rate of this step
             for logger in self.loggers:
-                logger.on_epoch_end(epoch, dict(row))
-
-    def on_epoch_begin(self, epoch, logs=None):
-        global stopped
-        stopped = f"Stopped in epoch {epoch + 1} of {self.settings['epochs']}; the same command continues."
+                logger.on_epoch_end(epoch, dict(metrics))
 
     def on_epoch_end(self, epoch, logs=None):
         self.history.append({key: float(value) for key, value in logs.items()})
-        replace_whole(self.path, self.write, self.previous)
+        write_atomically(self.path, self.write, self.previous)
 
-    def write(self, part):
-        np.savez(part, *[variable.numpy() for variable in self.variables],
-                 settings=json.dumps(self.settings), history=json.dumps(self.history))
+    def write(self, path):
+        np.savez(path, *[variable.numpy() for variable in self.variables],
+                 options=json.dumps(self.options), history=json.dumps(self.history))
 
-    def discard(self):
+    def delete(self):
         self.previous.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
 
+    @contextlib.contextmanager
+    def explain_ctrl_c(self):
+        """Say at Ctrl-C how far the training is."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            epoch, epochs = len(self.history) + 1, self.options["epochs"]
+            where = f"in epoch {epoch} of {epochs}; the same command resumes."
+            if epoch > epochs:
+                where = "after the last epoch; the same command saves the model."
+            raise KeyboardInterrupt(f"Stopped {where}") from None
 
-def keep_earlier_run(results, logs, name):
-    """Keep the model, curves and logs of an earlier run under a dated name; leave an empty folder for new logs.
 
-    The model is copied, not moved: it stays in use until the new one is there.
+# ---------------------------------------------------------------------------------------------------------------------
+# TensorBoard, with what Keras' callback leaves out, and the curves as a picture.
+
+class TensorBoard(keras.callbacks.TensorBoard):
+    """Log the curves, as Keras does; also the network for the GRAPHS tab, the options for HPARAMS, and Muon's rate.
+
+    Args:
+        log_dir: Path of the log directory. What it has of a run that is resumed is written anew.
+        options: dict of the options that make the run what it is.
     """
-    model_file = results / f"{name}.h5"
-    if model_file.exists():
-        dated = name + time.strftime("-%Y%m%d-%H%M%S", time.localtime(model_file.stat().st_mtime))
-        for suffix in ".h5", ".png":
-            old, kept = results / (name + suffix), results / (dated + suffix)
-            if old.exists() and not kept.exists():
-                replace_whole(kept, lambda part: shutil.copy2(old, part))
-        if not (logs / dated).exists():  # otherwise the logs are those of a newer run, which was given up
-            os.replace(logs / name, logs / dated)
-        print(f"The earlier run is kept as {results / dated}.h5 and {logs / dated}", flush=True)
-    shutil.rmtree(logs / name, ignore_errors=True)
-    (logs / name).mkdir()
 
+    def __init__(self, log_dir, options):
+        super().__init__(log_dir)
+        self.options = options
 
-def save(model, path):
-    """Save a model as HDF5, to be used in float32 on any machine, however it was trained.
+    def set_model(self, model):
+        train, validation = Path(self.log_dir, "train"), Path(self.log_dir, "validation")
+        shutil.rmtree(train, ignore_errors=True)
+        shutil.rmtree(validation, ignore_errors=True)
+        forward_pass = tf.function(model).get_concrete_function(tf.TensorSpec((None, *model.input_shape[1:])))
+        with tf.summary.create_file_writer(str(train)).as_default():
+            tf.summary.graph(forward_pass.graph)
+        with tf.summary.create_file_writer(str(validation)).as_default():  # where Keras logs what runs are compared by
+            started = time.strftime("%Y-%m-%d %H:%M:%S")  # an earlier run of this name has a row of its own
+            hparams.hparams({**self.options, "seed": str(self.options["seed"])},
+                            trial_id=f"{Path(self.log_dir).name} {started}")
+        super().set_model(model)
 
-    First the room on the disk is made sure of: without it HDF5 ends the process.
-    """
-    for layer in model, *model.layers:
-        layer.dtype_policy = "float32"  # the weights are float32 in every case
-    path.write_bytes(bytes(3 * 4 * model.count_params() + 1_000_000))  # float32 weights, Adam's two moments, the rest
-    model.save(path)
+    def on_epoch_end(self, epoch, logs=None):
+        if self.options["recipe"] == "fast":
+            logs = {**logs, "learning_rate_muon": float(self.model.optimizer.learning_rate) * muon_peak / adam_peak}
+        super().on_epoch_end(epoch, logs)
 
 
 def plot_curves(history, path):
     """Draw loss and accuracy over the epochs, for training and validation.
 
     Args:
-        history: one dict of loss, accuracy, val_loss and val_accuracy an epoch.
+        history: one dict of loss, accuracy, val_loss and val_accuracy per epoch.
         path: Path of the picture.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -388,31 +369,246 @@ def plot_curves(history, path):
         numbers = range(1, len(history) + 1)
         axes.plot(numbers, [row[key] for row in history], "o-", color="#0072B2", markersize=3, label="training")
         axes.plot(numbers, [row[f"val_{key}"] for row in history], "s--", color="#D55E00", markersize=3,
-                  label="validation")  # two of Okabe and Ito's colours, told apart by every kind of eye
+                  label="validation")  # Okabe and Ito's colours, which colour-blind people can tell apart
         axes.set(xlabel="epoch", ylabel=key, title=key.capitalize())
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
-    replace_whole(path, lambda part: figure.savefig(part, dpi=150))
+    write_atomically(path, lambda part: figure.savefig(part, dpi=150))
 
 
-def run(main):
-    """Call a script's main, but put what its user can cause into a few lines and exit code 1."""
-    absl_logging.set_verbosity(absl_logging.ERROR)  # no advice against HDF5: the tutorial's model file is one
+# ---------------------------------------------------------------------------------------------------------------------
+# Files: nothing is ever half written, and an earlier run is never overwritten.
+
+def output_paths(name):
+    """Return the Paths of the model, of its curves and of the log directory; make their folders.
+
+    Raises:
+        UserError: they cannot be written to. It is better to learn this now than after an hour.
+    """
+    model_file, log_dir = Path("results", f"{name}.h5"), Path("logs", name)
+    for folder in model_file.parent, log_dir:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise UserError(f"{folder} cannot be used as a folder to write to: {error.strerror}.") from error
+    if model_file.is_dir():
+        raise UserError(f"{model_file} is a folder, but the model is to be saved there.")
+    return model_file, model_file.with_suffix(".png"), log_dir
+
+
+def write_atomically(path, write, previous=None):
+    """Write a file so that `path` is always the whole old file or the whole new one, also after a crash.
+
+    Args:
+        path: Path of the file.
+        write: function that writes the file at the temporary Path that it gets.
+        previous: Path to keep the old file at, or None.
+    Raises:
+        OSError: the file cannot be written, for example because the disk is full; the old one is untouched.
+    """
+    part = path.with_name("part-" + path.name)
     try:
-        main()
-    except Failure as failure:
-        sys.exit(f"\n{failure}")
-    except (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.PermissionDeniedError,
-            tf.errors.FailedPreconditionError, tf.errors.InvalidArgumentError) as error:
-        sys.exit("\n" + damaged(error.message))
+        write(part)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())  # without it, a power cut after the rename can leave an empty file
+        if previous and path.exists():
+            path.replace(previous)
+        part.replace(path)
     except OSError as error:
-        sys.exit(f"\n{error.filename or 'A file'}: {os.strerror(error.errno) if error.errno else error}.\n"
-                 "What was saved before is intact. Once this is mended, run the same command again.")
+        error.filename = str(path)
+        raise
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def save_model(model, path):
+    """Save the model as HDF5, in a form that Keras loads on any machine, however it was trained."""
+    def write(part):
+        part.write_bytes(bytes(3 * 4 * model.count_params() + 1_000_000))  # on a full disk, HDF5 would crash
+        model.save(part)
+
+    for layer in [model, *model.layers]:
+        layer.dtype_policy = "float32"  # as the weights are in every case
+    if type(model.optimizer) is not keras.optimizers.Adam:  # without this file, Keras could not load another
+        model.compile(loss="sparse_categorical_crossentropy", optimizer="adam", metrics=["accuracy"])
+    write_atomically(path, write)
+
+
+def keep_earlier_run(model_file, curves_file, log_dir):
+    """Rename the results and logs of an earlier run: the date is added to their name. Leave an empty log directory.
+
+    The model is copied, not moved, so that there is one until the new one is saved.
+    """
+    if model_file.exists():
+        dated = log_dir.name + time.strftime("-%Y%m%d-%H%M%S", time.localtime(model_file.stat().st_mtime))
+        for old in model_file, curves_file:
+            kept = old.with_name(dated + old.suffix)
+            if old.exists() and not kept.exists():
+                write_atomically(kept, lambda part, old=old: shutil.copy2(old, part))
+        if not log_dir.with_name(dated).exists():  # else these are the logs of a newer run that was discarded
+            log_dir.rename(log_dir.with_name(dated))
+        print(f"The earlier run is kept as {model_file.with_name(dated)}.h5 and {log_dir.with_name(dated)}", flush=True)
+    shutil.rmtree(log_dir, ignore_errors=True)
+    log_dir.mkdir()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Getting CIFAR-10: https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz comes at 55 to 85 kB/s
+# (pytorch/vision issue 9536), so mirrors are tried first.
+
+mirrors = [
+    "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/cifar-10-binary.tar.gz",
+    "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com/notebook/datasets/cifar-10-binary.tar.gz",
+]
+archive_sha256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"  # as registered in TFDS
+minimum_speed = 200_000  # bytes per second; a mirror that is slower after 10 s is dropped
+
+
+def prepare_data():
+    """Return the tfds.core.DatasetBuilder of `cifar10`; download and prepare the data set if it is not there.
+
+    Raises:
+        UserError: the data set is corrupt, or it is not there and cannot be downloaded.
+    """
+    try:
+        builder = tfds.builder("cifar10")
+        folder, prepared = Path(builder.data_dir), builder.is_prepared()
+    except Exception as error:  # json, protobuf and file errors, if its description is corrupt
+        raise UserError(corrupt_data(str(error))) from error
+    if prepared:
+        print(f"CIFAR-10 is in {folder}", flush=True)
+        return builder
+    if folder.exists():
+        raise UserError(corrupt_data(f"{folder} is not complete"))
+    downloads = folder.parents[1] / "downloads"
+    print(f"CIFAR-10 (162 MiB) is being downloaded to {downloads / 'manual'}\n"
+          f"and prepared in {folder}, this once.", flush=True)
+    delete_incomplete(folder.parent, downloads)  # of a run that was killed
+    try:
+        fetch_archive(downloads / "manual" / "cifar-10-binary.tar.gz", next(iter(builder.url_infos)))
+        builder.download_and_prepare()
+    except UserError:
+        raise
+    except Exception as error:  # TFDS raises many kinds
+        if getattr(error, "filename", None):  # the disk is full, for example; run() explains it
+            raise
+        raise UserError(f"CIFAR-10 could not be downloaded and prepared: {' '.join(str(error).split())[:200]}\n"
+                        "Run the same command again.") from error
+    finally:  # after Ctrl-C, too
+        delete_incomplete(folder.parent, downloads)
+    return builder
+
+
+def delete_incomplete(prepared, downloads):
+    """Delete what an interrupted download or preparation leaves in these two folders, up to 400 MB."""
+    for path in [*prepared.glob("incomplete.*"), *downloads.glob("*.tmp.*"), *downloads.glob("manual/*.part"),
+                 *downloads.glob("extracted/incomplete.*")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def fetch_archive(archive, original):
+    """Download the archive of CIFAR-10 from the first mirror that works, unless it is there.
+
+    Without any mirror, nothing is downloaded: TFDS then uses the original address.
+
+    Args:
+        archive: Path of the file.
+        original: URL that TFDS uses.
+    Raises:
+        UserError: the file there is another one, or no address can be reached.
+    """
+    if archive.exists():
+        if sha256(archive) == archive_sha256:
+            return
+        raise UserError(f"{archive} is not the archive of CIFAR-10:\n"
+                        f"its SHA-256 should be {archive_sha256}. Replace it, or delete it.")
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    part = archive.with_suffix(".part")
+    for url in mirrors:
+        try:
+            download(url, part)
+            part.replace(archive)
+            return
+        except (OSError, urllib3.exceptions.HTTPError) as error:
+            reason = "cannot be reached" if isinstance(error, requests.ConnectionError) else str(error)[:100]
+            print(f"Mirror dropped: {url}: {reason}", flush=True)
+    try:  # without a network, TFDS would try for minutes
+        requests.head(original, timeout=(3, 10))
+    except requests.RequestException as error:
+        raise UserError(f"CIFAR-10 could not be downloaded: neither the mirrors nor {original} can be reached.\n"
+                        f"Try again later, or put cifar-10-binary.tar.gz into {archive.parent},\n"
+                        "or set TFDS_DATA_DIR to a folder where TensorFlow Datasets has prepared cifar10.") from error
+
+
+def download(url, path):
+    """Download the archive of CIFAR-10; raise OSError or urllib3's HTTPError if it is slow, damaged or not there."""
+    with requests.get(url, stream=True, timeout=(3, 10)) as reply, path.open("wb") as file, tqdm.tqdm(
+            total=int(reply.headers.get("Content-Length", 0)), unit="B", unit_scale=True) as bar:
+        reply.raise_for_status()
+        start = time.monotonic()
+        while block := reply.raw.read1(1 << 16):  # returns what has come, so that slowness is noticed
+            file.write(block)
+            bar.update(len(block))
+            seconds = time.monotonic() - start
+            if seconds > 10 and bar.n < minimum_speed * seconds:
+                raise OSError(f"only {bar.n / seconds / 1000:.1f} kB/s")
+    if sha256(path) != archive_sha256:
+        raise OSError("delivered other bytes than the original's, or not all of them")
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def corrupt_data(reason):
+    """Return the message for a prepared data set that cannot be read, for a reason of any length."""
+    return (f"The prepared CIFAR-10 cannot be read: {' '.join(reason.split())[:200]}\n"
+            "Delete the folder cifar10 in your TensorFlow Datasets folder (TFDS_DATA_DIR, or ~/tensorflow_datasets)\n"
+            "and run the same command again; it will be prepared anew.")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The machine: its name, and what it computes fastest.
+
+def device_name():
+    gpus = tf.config.list_physical_devices("GPU")
+    return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else "CPU"
+
+
+def faster_precision():
+    """Return the Keras dtype policy by which this machine trains faster: "float32" or a mixed one of 16 bits.
+
+    A convolution of the network is timed in both, since no library tells: CPUs without bfloat16 instructions and GPUs
+    before compute capability 7.0 are slower in 16 bits.
+    """
+    half = "float16" if tf.config.list_physical_devices("GPU") else "bfloat16"
+    seconds = {"float32": [], half: []}
+    for _ in range(50):  # in turns, so that another program slows down both
+        for dtype, times in seconds.items():
+            images, kernel = tf.ones((64, 16, 16, 64), dtype), tf.ones((3, 3, 64, 64), dtype)
+            start = time.perf_counter()
+            try:
+                tf.reduce_sum(tf.nn.conv2d(images, kernel, 1, "SAME")).numpy()  # a GPU is not done before this returns
+            except tf.errors.OpError:  # oneDNN has no such convolution for this CPU
+                return "float32"
+            times.append(time.perf_counter() - start)
+    return f"mixed_{half}" if min(seconds[half]) < 0.9 * min(seconds["float32"]) else "float32"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line: options, and messages instead of tracebacks.
+
+class UserError(Exception):
+    """Something that the user can correct; the text says what happened and what to do."""
 
 
 def parse_args():
-    """Return the options of the command line; end with exit code 2 where they are out of range."""
+    """Return the options of the command line; exit with code 2 if one is wrong."""
     def whole(low, high):
         def number(text):
             if not (text.isdecimal() and low <= int(text) <= high):
@@ -421,85 +617,52 @@ def parse_args():
         return number
 
     def name(text):
-        if not re.fullmatch(r"\w[\w.-]{0,99}", text):
+        if not re.fullmatch(r"\w([\w.-]{0,98}[\w-])?", text):
             raise argparse.ArgumentTypeError(f"{text!r} is not made of letters, digits, '_', '-' and '.'")
         return text
 
     parser = argparse.ArgumentParser(
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        description="Train the tutorial's CNN on CIFAR-10. The same command continues a run that was interrupted.")
-    parser.add_argument("--epochs", type=whole(1, 10_000), default=epochs, metavar="N", help="passes over the images")
-    parser.add_argument("--batch-size", type=whole(1, 50_000), default=batch_size, metavar="N", help="images a step")
-    parser.add_argument("--seed", type=whole(0, 2**32 - 1), metavar="N", help="the same number, the same losses")
-    parser.add_argument("--cosine", action="store_true", help="let the learning rate fall to 0 over the run")
-    parser.add_argument("--augment", action="store_true", help="mirror training images at random")
-    parser.add_argument("--mixed-precision", action="store_true", help="compute in 16 bits where that is faster")
-    parser.add_argument("--name", type=name, default=model_name, help="of results/NAME.h5 and logs/NAME")
+        description="Train the tutorial's CNN on CIFAR-10. The same command resumes a run that was interrupted.")
+    parser.add_argument("--fast", action="store_true",
+                        help=f"reach the tutorial's accuracy in {fast_epochs} epochs: another optimizer, other learning"
+                             " rates, and 16 bits where they are faster")
+    parser.add_argument("--augment", action="store_true", help="flip and shift training images; pays in long runs")
+    parser.add_argument("--epochs", type=whole(1, 10_000), metavar="N",
+                        help=f"passes over the training images (default: {epochs}; with --fast: {fast_epochs})")
+    parser.add_argument("--batch-size", type=whole(1, 50_000), default=batch_size, metavar="N",
+                        help="images per step (default: %(default)s)")
+    parser.add_argument("--seed", type=whole(0, 2**32 - 1), metavar="N", help="the same number, the same model")
+    parser.add_argument("--name", type=name, default=model_name,
+                        help="of results/NAME.h5 and logs/NAME (default: %(default)s)")
     parser.add_argument("--restart", action="store_true", help="discard an unfinished run of this name")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.fast and args.batch_size != batch_size:
+        parser.error(f"argument --batch-size: --fast has learning rates for batches of {batch_size} only")
+    args.epochs = args.epochs or (fast_epochs if args.fast else epochs)
+    return args
 
 
-def main():
-    global stopped
-    args = parse_args()
-    results, logs = Path("results"), Path("logs")
-    model_file, log_dir = results / f"{args.name}.h5", logs / args.name
-    picture = results / f"{args.name}.png"
-    for folder in results, log_dir:  # better found now than after an hour
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-        except OSError as error:
-            raise Failure(f"{folder} cannot be used as a folder to write to: {error.strerror}.") from error
-    if model_file.is_dir():
-        raise Failure(f"{model_file} is a folder, but the model is to be saved there.")
-
-    ds_train, ds_test, info = load_data(args.batch_size, args.seed, args.augment)
-    steps = info.splits["train"].num_examples // args.batch_size
-    if not steps:
-        raise Failure(f"--batch-size {args.batch_size}: there are fewer training images than that.")
-    if args.seed is not None:
-        keras.utils.set_random_seed(args.seed)
-    gpus = tf.config.list_physical_devices("GPU")
-    device = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else "CPU"
-    print(f"Training on: {device}", flush=True)
-    precision = faster_policy(gpus) if args.mixed_precision else "float32"
-    keras.config.set_dtype_policy(precision)
-    if args.mixed_precision:
-        print(f"Mixed precision: {precision.removeprefix('mixed_')}" if precision != "float32" else
-              "Mixed precision: this CPU is no faster in bfloat16; going on in float32", flush=True)
-    schedule = keras.optimizers.schedules.CosineDecay(0.001, args.epochs * steps) if args.cosine else 0.001
-    model = create_model(info.features["image"].shape, schedule)
-
-    csv = keras.callbacks.CSVLogger(log_dir / "epochs.csv")
-    tensorboard = keras.callbacks.TensorBoard(log_dir=log_dir)
-    settings = {"epochs": args.epochs, "batch size": args.batch_size, "seed": args.seed, "augmentation": args.augment,
-                "learning rate": "cosine" if args.cosine else "constant", "precision": precision,
-                "network": model.to_json()}
-    backup = Backup(results / f"{args.name}.backup.npz", settings, [csv, tensorboard])
-    if args.restart:
-        backup.discard()
-    backup.restore(model)
-    done = len(backup.history)
-    if done:
-        print(f"Continuing after epoch {done} of {args.epochs}", flush=True)
-        for part in "train", "validation":  # written anew from the backup, so that no epoch is there twice
-            shutil.rmtree(log_dir / part, ignore_errors=True)
-    else:
-        keep_earlier_run(results, logs, args.name)
-    if args.seed is not None:
-        ds_train = ds_train.skip(done * steps)  # the order of images that an undisturbed run would have seen
-    model.fit(ds_train, initial_epoch=done, epochs=args.epochs, steps_per_epoch=steps, validation_data=ds_test,
-              shuffle=False,  # load_data has shuffled
-              callbacks=[csv, tensorboard, backup])  # the backup last: what it holds, the others have logged
-
-    stopped = "Stopped after the last epoch; the same command saves the model."
-    plot_curves(backup.history, picture)
-    replace_whole(model_file, lambda part: save(model, part))
-    backup.discard()
-    print(f"The model is in {model_file}, its curves are in {picture}\n"
-          f"Next: python test.py{'' if args.name == model_name else f' {model_file}'}\n"
-          "and:  tensorboard --logdir=logs")
+def run(main):
+    """Call a script's main function; answer what its user can cause with a short message and the right exit code."""
+    sys.stdout.reconfigure(errors="replace")  # a Windows console may lack a character of a file name
+    absl_logging.set_verbosity(absl_logging.ERROR)  # no advice against HDF5, which is the tutorial's format
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        main()
+        sys.stdout.flush()
+    except KeyboardInterrupt as stop:
+        os.write(stderr, f"\n{stop or 'Stopped.'}\n".encode())
+        os._exit(130)  # at once: a normal exit would wait for the threads of a download
+    except BrokenPipeError:  # `python test.py | head` has read enough
+        os._exit(1)
+    except UserError as error:
+        sys.exit(f"\n{error}")
+    except (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.PermissionDeniedError,
+            tf.errors.FailedPreconditionError, tf.errors.InvalidArgumentError) as error:
+        sys.exit("\n" + corrupt_data(error.message))
+    except OSError as error:
+        sys.exit(f"\n{error.filename or 'A file'}: {os.strerror(error.errno) if error.errno else error}.\n"
+                 "What was saved before is intact. Once this is mended, run the same command again.")
 
 
 if __name__ == "__main__":

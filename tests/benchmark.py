@@ -49,6 +49,7 @@ def measure_pipeline(load_data):
 def measure_training(load_data, validation_steps):
     """Wall and CPU milliseconds a training step, seconds of an epoch of 781 steps, and peak memory."""
     import keras
+
     import train
     ds_train, ds_test, info = load_data()
     model = train.create_model((32, 32, 3))
@@ -86,7 +87,6 @@ def measure(side, what):
         load_data, validation_steps = train.load_data, None
     else:
         chosen = os.environ.get("TF_ENABLE_ONEDNN_OPTS")
-        import tensorflow  # before train.py sets its option for it
         import train
         if chosen is None:
             del os.environ["TF_ENABLE_ONEDNN_OPTS"]

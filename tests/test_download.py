@@ -1,7 +1,9 @@
 """The archive's way here: mirrors of every kind of badness on 127.0.0.1, and TFDS's own builder behind them."""
 import hashlib
 import http.server
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -82,14 +84,22 @@ def server(archive):
     server.server_close()
 
 
-def load(server, archive, folder, mirrors, own="404", code=0):
-    """load_data() in a new process, with these mirrors; return its output and its errors."""
+def program(server, archive, mirrors, own="404"):
+    """load_data() with these mirrors, as a program for a new process."""
     port = server.server_address[1]
     addresses = [f"http://127.0.0.1:{1 if mirror == 'dead' else port}/{mirror}" for mirror in mirrors]
-    source = fetch.format(root=str(root), tests=str(root / "tests"), archive=str(archive), port=port, own=own,
-                          mirrors=addresses, sha256=hashlib.sha256(archive.read_bytes()).hexdigest())
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=300,
-                          env=environment(folder, NO_PROXY="127.0.0.1", no_proxy="127.0.0.1"))
+    return fetch.format(root=str(root), tests=str(root / "tests"), archive=str(archive), port=port, own=own,
+                        mirrors=addresses, sha256=hashlib.sha256(archive.read_bytes()).hexdigest())
+
+
+def fetch_environment(folder):
+    return environment(folder, NO_PROXY="127.0.0.1", no_proxy="127.0.0.1")
+
+
+def load(server, archive, folder, mirrors, own="404", code=0):
+    """load_data() in a new process, with these mirrors; return its output and its errors."""
+    done = subprocess.run([sys.executable, "-c", program(server, archive, mirrors, own)], capture_output=True,
+                          encoding="utf-8", timeout=300, env=fetch_environment(folder))
     assert done.returncode == code, done.stdout[-2000:] + done.stderr[-4000:]
     assert "Traceback" not in done.stderr
     assert not list(folder.rglob("*.part"))
@@ -150,3 +160,29 @@ def test_wrong_archive_brought_by_hand(server, archive, tmp_path):
     (manual / archive.name).write_bytes(archive.read_bytes()[:-100])
     out, err = load(server, archive, tmp_path, ["good"], code=1)
     assert "SHA-256 should be" in message(err.split("\n\n")[-1]) and server.requests == []
+
+
+def leftovers(folder):
+    return [path for pattern in ("*.part", "*incomplete*", "*.tmp.*") for path in folder.rglob(pattern)]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+@pytest.mark.parametrize("moment", ["download", "preparation"])
+def test_ctrl_c_leaves_nothing_and_a_kill_leaves_nothing_for_long(moment, server, archive, tmp_path):
+    mirrors = ["slow"] if moment == "download" else ["good"]
+    for stop in signal.SIGINT, signal.SIGKILL:
+        process = subprocess.Popen([sys.executable, "-c", program(server, archive, mirrors)], text=True,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=fetch_environment(tmp_path))
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.rglob("*.part" if moment == "download" else "incomplete.*")):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.001)
+        process.send_signal(stop)
+        err = process.communicate(timeout=60)[1]
+        if stop == signal.SIGINT:
+            assert (process.returncode, plain(err).strip().split("\n")[-1]) == (130, "Stopped.")
+            assert leftovers(tmp_path) == []
+    assert leftovers(tmp_path), "the kill came too late for this test"
+    shutil.rmtree(tmp_path / "downloads" / "manual" / archive.name, ignore_errors=True)
+    out, err = load(server, archive, tmp_path, ["good"])
+    assert "test images: 50" in out and leftovers(tmp_path) == []

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from conftest import message, name, run
+from conftest import command, environment, message, name, run
 
 in_one_go = ["--epochs", 1, "--batch-size", 100]
 
@@ -15,11 +15,22 @@ in_one_go = ["--epochs", 1, "--batch-size", 100]
 @pytest.mark.parametrize("arguments", [
     ["--epochs", "0"], ["--epochs", "-3"], ["--epochs", "many"], ["--epochs", "1.5"], ["--batch-size", "0"],
     ["--batch-size", "50001"], ["--seed", "-1"], ["--seed", str(2**32)], ["--name", ""], ["--name", "../x"],
-    ["--name", "/x"], ["--name", "a/b"], ["--name", "a\\b"], ["--name", ".."], ["--name", ".hidden"], ["--colour"]])
-def test_bad_options(arguments, tmp_path, tiny):
-    out, err = run("train.py", *arguments, cwd=tmp_path, data=tiny, code=2)
-    assert out == "" and message(err) and arguments[0] in err
+    ["--name", "/x"], ["--name", "a/b"], ["--name", "a\\b"], ["--name", ".."], ["--name", ".hidden"],
+    ["--name", "dot."], ["--colour"]])
+def test_bad_options(arguments, tmp_path, monkeypatch, capsys):
+    import train
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        train.parse_args()
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out == "" and message(err) and arguments[0] in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_option_in_a_process(tmp_path, tiny):
+    out, err = run("train.py", "--epochs", "0", cwd=tmp_path, data=tiny, code=2)
+    assert out == "" and "--epochs" in message(err) and list(tmp_path.iterdir()) == []
 
 
 def test_batch_larger_than_the_split(tmp_path, tiny):
@@ -110,11 +121,20 @@ def test_damaged_data(what, tmp_path, tiny, small_model):
 
 
 def write_model(path, *layers, shape=(32, 32, 3)):
-    """Save an untrained model in a process of its own, as a stranger would have made it."""
-    code = ("import keras, sys; from keras import layers as L;"
-            f"keras.Sequential([keras.Input({shape!r}), {', '.join(layers)}]).save(sys.argv[1])")
-    subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True)
+    """Save an untrained model, as a stranger would have made it."""
+    import keras
+    made = [eval(layer, {"L": keras.layers}) for layer in layers]
+    keras.Sequential([keras.Input(shape), *made]).save(path)
     return path
+
+
+def refusal(path, capsys):
+    """What test.py says of a model file, without a process for each file."""
+    import test
+    with pytest.raises(test.UserError) as error:
+        test.load_classifier(path)
+    assert capsys.readouterr().out == ""
+    return message(str(error.value))
 
 
 @pytest.fixture(scope="session")
@@ -134,7 +154,7 @@ def test_no_model(tmp_path, tiny):
 
 
 @pytest.mark.parametrize("what", ["missing", "empty", "garbage", "truncated", "half", "no model", "folder"])
-def test_bad_model_file(what, small_model, tmp_path, tiny):
+def test_bad_model_file(what, small_model, tmp_path, tiny, capsys):
     path, whole = tmp_path / "model.h5", small_model.read_bytes()
     if what == "folder":
         path.mkdir()
@@ -144,17 +164,18 @@ def test_bad_model_file(what, small_model, tmp_path, tiny):
     elif what != "missing":
         path.write_bytes({"empty": b"", "garbage": b"garbage" * 5000, "truncated": whole[:-2000],
                           "half": whole[:len(whole) // 2]}[what])
-    out, err = run("test.py", path, cwd=tmp_path, data=tiny, code=1)
-    assert str(path) in message(err) and out == ""
+    assert str(path) in refusal(path, capsys)
+    if what in ("folder", "half"):  # one is enough to see that the message reaches the console
+        out, err = run("test.py", path, cwd=tmp_path, data=tiny, code=1)
+        assert str(path) in message(err) and out == ""
 
 
 @pytest.mark.parametrize("layers, shape", [(["L.Flatten()", "L.Dense(10)"], (28, 28, 1)),
                                            (["L.Flatten()", "L.Dense(100)"], (32, 32, 3)),
                                            (["L.Conv2D(10, 3)"], (32, 32, 3))])
-def test_another_kind_of_model(layers, shape, tmp_path, tiny):
+def test_another_kind_of_model(layers, shape, tmp_path, capsys):
     path = write_model(tmp_path / "model.h5", *layers, shape=shape)
-    out, err = run("test.py", path, cwd=tmp_path, data=tiny, code=1)
-    assert "not a classifier of 32x32" in message(err)
+    assert "not a classifier of 32x32" in refusal(path, capsys)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--image", "photo.png"]])
@@ -165,3 +186,32 @@ def test_a_model_with_code_inside_is_refused(arguments, tmp_path, tiny):
     mark.unlink()  # making the model has run it
     out, err = run("test.py", path, *arguments, cwd=tmp_path, data=tiny, code=1)
     assert "code" in message(err) and out == "" and not mark.exists()
+
+
+@pytest.mark.parametrize("script", ["train.py", "test.py"])
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_packages_not_installed(script, arguments, tmp_path):
+    python, path, *rest = command(script, *arguments)
+    done = subprocess.run([python, "-I", "-S", path, *rest], cwd=tmp_path, capture_output=True, text=True,
+                          env=environment(tmp_path))
+    assert done.returncode == 1 and done.stdout == ""
+    version = ".".join(map(str, sys.version_info[:3]))
+    for word in "tensorflow", version, "3.10 to 3.13", "pip install -r requirements.txt":
+        assert word in message(done.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_package_shows_its_own_error(tmp_path):
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow/__init__.py").write_text("import no_such_module")
+    done = subprocess.run(command("train.py"), cwd=tmp_path, capture_output=True, text=True,
+                          env=environment(tmp_path, PYTHONPATH=str(tmp_path)))
+    assert done.returncode == 1 and "No module named 'no_such_module'" in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGPIPE")
+def test_a_reader_that_has_read_enough(small_model, tmp_path, tiny):
+    process = subprocess.Popen(command("test.py", small_model), cwd=tmp_path, env=environment(tiny),
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(timeout=120)) == ("", 1)

@@ -10,8 +10,19 @@ import time
 import numpy as np
 import pytest
 
-from conftest import (backup, command, curves, environment, message, name, plain, run, same_as_undisturbed, start,
-                      wait_for)
+from conftest import (
+    checkpoint,
+    command,
+    curves,
+    environment,
+    message,
+    name,
+    plain,
+    run,
+    same_as_undisturbed,
+    start,
+    wait_for,
+)
 
 options = ["--epochs", 4, "--batch-size", 40, "--seed", 1]  # 5 steps an epoch on the tiny data set
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and limits")
@@ -26,8 +37,8 @@ def test_twenty_kills(undisturbed, tiny, tmp_path):
     moments, kills, done = random.Random(1), 0, []
     while kills < 20:
         process = start(tmp_path, tiny, *options)
-        if kills % 2:  # while a backup is written
-            wait_for(tmp_path / f"results/part-{name}.backup.npz", process)
+        if kills % 2:  # while a checkpoint is written
+            wait_for(tmp_path / f"results/part-{name}.checkpoint.npz", process)
             time.sleep(moments.uniform(0, 0.05))
         else:
             deadline = time.monotonic() + moments.uniform(0, 14)
@@ -37,8 +48,8 @@ def test_twenty_kills(undisturbed, tiny, tmp_path):
         out, err = process.communicate()
         kills += 1
         assert err == ""
-        done += [int(number) for number in re.findall(r"Continuing after epoch (\d) of 4", out)]
-        if (tmp_path / f"results/{name}.h5").exists() and not (tmp_path / backup).exists():
+        done += [int(number) for number in re.findall(r"Resuming after epoch (\d) of 4", out)]
+        if (tmp_path / f"results/{name}.h5").exists() and not (tmp_path / checkpoint).exists():
             # it was done before its kill: begin with the next
             same_as_undisturbed(tmp_path, undisturbed)
             shutil.rmtree(tmp_path / "results")
@@ -50,10 +61,10 @@ def test_twenty_kills(undisturbed, tiny, tmp_path):
 
 
 def test_continues_after_the_last_finished_epoch(half, undisturbed, tiny):
-    with np.load(half / backup) as file:
+    with np.load(half / checkpoint) as file:
         done = str(file["history"]).count("val_loss")
     out, err = run("train.py", *options, cwd=half, data=tiny)
-    assert err == "" and f"Continuing after epoch {done} of 4" in out
+    assert err == "" and f"Resuming after epoch {done} of 4" in out
     assert re.findall(r"^Epoch (\d)/4", out, re.M) == [str(epoch) for epoch in range(done + 1, 5)]
     same_as_undisturbed(half, undisturbed)
 
@@ -68,7 +79,7 @@ def test_ctrl_c(half, undisturbed, tiny, seconds):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert re.fullmatch(r"\nStopped in epoch [34] of 4; the same command continues\.\n", plain(err))
+    assert re.fullmatch(r"\nStopped in epoch [34] of 4; the same command resumes\.\n", plain(err))
     run("train.py", *options, cwd=half, data=tiny)
     same_as_undisturbed(half, undisturbed)
 
@@ -96,7 +107,7 @@ def test_killed_while_the_model_is_written(half, undisturbed, tiny):
         process.kill()
         process.communicate()
         assert (half / f"results/{name}.h5").read_bytes() in (b"old " + old, old)
-        if not (half / backup).exists():  # it was done before its kill
+        if not (half / checkpoint).exists():  # it was done before its kill
             break
     else:
         out, err = run("train.py", *options, cwd=half, data=tiny)
@@ -105,9 +116,9 @@ def test_killed_while_the_model_is_written(half, undisturbed, tiny):
 
 
 @posix
-@pytest.mark.parametrize("limit", [5_000_000, 28_825_000], ids=["at a backup", "at the final save"])
+@pytest.mark.parametrize("limit", [5_000_000, 28_825_000], ids=["at a checkpoint", "at the final save"])
 def test_disk_full(limit, half, undisturbed, tiny):
-    """A limit on the size of files stands for the disk: a backup here has 28,818,000 bytes, the model 28,831,888."""
+    """A limit on the size of files stands for the disk: a checkpoint has 28,818,000 bytes, the model 28,831,888."""
     import resource
     (half / f"results/{name}.h5").write_bytes(b"the earlier model")
     out, err = run("train.py", *options, cwd=half, data=tiny, code=1,
@@ -122,10 +133,10 @@ def test_disk_full(limit, half, undisturbed, tiny):
 
 @pytest.mark.parametrize("other", [["--batch-size", 20], ["--epochs", 3], ["--seed", 2]])
 def test_other_options_are_no_continuation(other, half, tiny):
-    before = (half / backup).read_bytes()
+    before = (half / checkpoint).read_bytes()
     out, err = run("train.py", *options, *other, cwd=half, data=tiny, code=1)
     assert "--restart" in message(err) and other[0].strip("-").replace("-", " ") in err
-    assert (half / backup).read_bytes() == before
+    assert (half / checkpoint).read_bytes() == before
 
 
 def test_another_network_is_no_continuation(half, tiny, monkeypatch):
@@ -134,30 +145,30 @@ def test_another_network_is_no_continuation(half, tiny, monkeypatch):
     (half / "train.py").write_text(source)
     monkeypatch.setattr(conftest, "root", half)
     out, err = run("train.py", *options, cwd=half, data=tiny, code=1)
-    assert "other network" in message(err) and "--restart" in err
+    assert "network" in message(err) and "--restart" in err
 
 
 def test_restart_and_more_epochs(half, tiny):
     out, err = run("train.py", *options, "--epochs", 5, cwd=half, data=tiny)
-    assert "Continuing after" in out and "Epoch 5/5" in out
+    assert "Resuming after" in out and "Epoch 5/5" in out
     out, err = run("train.py", "--epochs", 1, "--batch-size", 20, "--restart", cwd=half, data=tiny)
-    assert "Continuing" not in out and re.search(r"^10/10 ", out, re.M)
+    assert "Resuming" not in out and re.search(r"^10/10 ", out, re.M)
 
 
 @pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: whole[:-1000], lambda whole: b"garbage" * 1000,
                                     lambda whole: whole[:9_000_000] + b"\xff" * 64 + whole[9_000_064:]],
                          ids=["empty", "truncated", "garbage", "flipped bits"])
-def test_damaged_backup(damage, half, undisturbed, tiny):
-    whole = (half / backup).read_bytes()
-    (half / backup).write_bytes(damage(whole))
+def test_damaged_checkpoint(damage, half, undisturbed, tiny):
+    whole = (half / checkpoint).read_bytes()
+    (half / checkpoint).write_bytes(damage(whole))
     out, err = run("train.py", *options, cwd=half, data=tiny)
-    assert "cannot be read" in out and "Continuing after" in out, "the backup before it was not used"
-    (half / f"results/unreadable-{name}.backup.npz").unlink()
+    assert "cannot be read" in out and "Resuming after" in out, "the checkpoint before it was not used"
+    (half / f"results/unreadable-{name}.checkpoint.npz").unlink()
     same_as_undisturbed(half, undisturbed)
 
 
-def test_both_backups_damaged(half, undisturbed, tiny):
-    for path in half / backup, half / f"results/previous-{name}.backup.npz":
+def test_both_checkpoints_damaged(half, undisturbed, tiny):
+    for path in half / checkpoint, half / f"results/previous-{name}.checkpoint.npz":
         path.write_bytes(path.read_bytes()[:1000])
     out, err = run("train.py", *options, cwd=half, data=tiny)
     assert out.count("cannot be read") == 2 and "Epoch 1/4" in out

@@ -1,0 +1,145 @@
+"""--fast and --augment: what they change, what they leave alone, and that a resumed run keeps them."""
+import json
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+
+from conftest import (
+    checkpoint,
+    curves,
+    environment,
+    keys,
+    message,
+    name,
+    plain,
+    root,
+    run,
+    same_as_undisturbed,
+    source,
+    take,
+)
+
+options = ["--seed", 1, "--fast", "--augment"]  # 4 epochs of 3 steps on the tiny data set
+
+
+def without(*dropped):
+    return [option for option in options if option not in dropped]
+
+
+def test_augment_flips_half_of_the_training_images_and_shifts_by_two_pixels_at_most(load):
+    ds_train, ds_test, info = load(batch_size=50, seed=3, augment=True)
+    images, labels = take(ds_train, 2000)
+    originals, same_labels = take(load(batch_size=50, seed=3)[0], 2000)
+    assert images.dtype == np.float32 and (labels == same_labels).all()
+    found = []
+    for image, original in zip(images, originals):
+        candidates = {}
+        for flipped in False, True:
+            padded = np.pad(original[:, ::-1] if flipped else original, ((2, 2), (2, 2), (0, 0)), "reflect")
+            for row, column in np.ndindex(5, 5):
+                candidates[flipped, row, column] = padded[row:row + 32, column:column + 32]
+        matches = [key for key, candidate in candidates.items() if np.array_equal(image, candidate)]
+        assert len(matches) == 1, "an image is not a flipped or shifted one of the data set"
+        found.append(matches[0])
+    flipped = [key[0] for key in found]
+    assert 400 < sum(flipped[:1000]) < 600 and 400 < sum(flipped[1000:]) < 600  # 6 standard deviations around 500
+    assert len({key[1:] for key in found}) > 12, "40 batches, 25 shifts"
+    first, second = (dict(zip(keys(originals[part], labels[part]), flipped[part])) for part in (
+        slice(1000), slice(1000, 2000)))
+    assert 400 < sum(first[image] != second[image] for image in first) < 600, "both passes flip the same images"
+    assert np.array_equal(take(load(batch_size=50, seed=3, augment=True)[0], 1000)[0], images[:1000])
+    assert sorted(keys(*take(ds_test, 400))) == source(40, seed=1), "test images are never changed"
+
+
+def test_both_rates_rise_and_fall_and_tensorboard_shows_them(undisturbed):
+    import train
+    found = curves(undisturbed / "logs" / name)
+    peaks = {"train/epoch_learning_rate": train.adam_peak, "train/epoch_learning_rate_muon": train.muon_peak}
+    for key, peak in peaks.items():
+        assert [step for step, rate in found[key]] == [0, 1, 2, 3]
+        expected = [peak * min(done / train.warm_up, (1 - done) / (1 - train.warm_up)) for done in (0.25, 0.5, 0.75, 1)]
+        assert np.allclose([rate for step, rate in found[key]], expected, atol=1e-7)
+
+
+def test_muon_makes_singular_values_about_equal():
+    import keras
+    import tensorflow as tf
+
+    import train
+    random = np.random.default_rng(0)
+    kernel, bias = keras.Variable(np.zeros((3, 3, 8, 16))), keras.Variable(np.zeros(16))
+    gradients = [random.normal(size=(72, 4)) @ np.diag([100, 10, 1, 0.5]) @ random.normal(size=(4, 16)),
+                 random.normal(size=16)]
+    optimizer = train.Muon(train.adam_peak)
+    optimizer.build([kernel, bias])
+    optimizer.apply([tf.constant(gradients[0].reshape(3, 3, 8, 16), tf.float32), tf.constant(gradients[1], tf.float32)])
+    change = np.linalg.svd(-kernel.numpy().reshape(72, 16) / train.muon_peak / (72 / 16) ** 0.5)[1]
+    assert (change[:3] > 0.5).all() and (change < 1.3).all()
+    np.testing.assert_allclose(bias.numpy(), -train.adam_peak * np.sign(gradients[1]), rtol=1e-3)  # Adam's first step
+
+
+def test_it_says_what_it_does_and_resumes_to_the_same_bytes(half, undisturbed, tiny):
+    out, err = run("train.py", *options, cwd=half, data=tiny)
+    assert "Resuming after epoch" in out and err == ""
+    assert "Fast recipe: 4 epochs in " in out and "Muon" in out and "0.003 and 0.002" in out
+    same_as_undisturbed(half, undisturbed)
+
+
+@pytest.mark.parametrize("others, different", [
+    (without("--fast"), "recipe fast, not tutorial"), (without("--augment"), "augment True, not False"),
+    ([*options, "--epochs", 6], "epochs 4, not 6")])  # the rates would rise again
+def test_a_run_is_not_resumed_with_others(half, tiny, others, different):
+    before = (half / checkpoint).read_bytes()
+    out, err = run("train.py", *others, cwd=half, data=tiny, code=1)
+    assert different in message(err) and "--restart" in err
+    assert (half / checkpoint).read_bytes() == before
+
+
+def test_a_tutorial_run_is_not_resumed_with_fast(tmp_path, tiny):
+    import train
+    path = tmp_path / "x.checkpoint.npz"
+    np.savez(path, options=json.dumps({"epochs": 4, "recipe": "tutorial", "network": "0"}),
+             history=json.dumps([{"loss": 1.0}]))
+    model = train.keras.Sequential([train.keras.Input((2,)), train.layers.Dense(1)])
+    with pytest.raises(train.UserError, match="recipe tutorial, not fast"):
+        train.Checkpoint(path).restore(model, {"epochs": 4, "recipe": "fast"}, [])
+
+
+def test_fast_needs_its_own_batch_size(tmp_path, tiny):
+    out, err = run("train.py", "--fast", "--batch-size", 32, cwd=tmp_path, data=tiny, code=2)
+    assert out == "" and "--batch-size" in message(err) and "--fast" in err and list(tmp_path.iterdir()) == []
+
+
+def test_the_saved_model_is_an_ordinary_one(undisturbed, tmp_path):
+    """A fresh interpreter without this project opens it, compiled or not, and trains it further with Adam."""
+    code = ("import sys, numpy, keras\n"
+            "keras.models.load_model(sys.argv[1], compile=False)\n"
+            "model = keras.models.load_model(sys.argv[1])\n"
+            "model.fit(numpy.zeros((8, 32, 32, 3)), numpy.zeros(8), verbose=0)\n"
+            "print(type(model.optimizer).__name__, model.count_params(), 'train' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code, str(undisturbed / f"results/{name}.h5")], cwd=tmp_path,
+                          env=environment(tmp_path), capture_output=True, text=True, check=True)
+    assert done.stdout == "Adam 2395434 False\n"
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_a_model_trained_in_16_bits_is_like_any_other(policy, tiny, tmp_path):
+    """The choice is taken from the machine here, since few have both; all else runs as it is, emulated if need be."""
+    program = (f"import sys; sys.path.insert(0, {str(root)!r}); import train\n"
+               f"train.faster_precision = lambda: {policy!r}\ntrain.run(train.main)")
+    done = subprocess.run([sys.executable, "-c", program, "--fast", "--epochs", "2", "--seed", "1"], cwd=tmp_path,
+                          env=environment(tiny), capture_output=True, encoding="utf-8", timeout=600)
+    assert done.returncode == 0 and done.stderr == "", done.stderr[-3000:]
+    assert f"Fast recipe: 2 epochs in {policy}" in done.stdout
+    last = plain(done.stdout).split("val_accuracy: ")[-1].split()[0]
+    with h5py.File(tmp_path / f"results/{name}.h5") as file:
+        assert "mixed" not in file.attrs["model_config"] and "Muon" not in file.attrs["training_config"]
+        found = []
+        file["model_weights"].visititems(lambda path, item: found.append(getattr(item, "dtype", np.float32)))
+    assert found and all(dtype == np.float32 for dtype in found)
+    out, err = run("test.py", cwd=tmp_path, data=tiny)
+    accuracy = float(out.split("Test accuracy: ")[1].split()[0]) / 100
+    assert err == "" and abs(accuracy - float(last)) <= 0.0601  # 16 bits may see 3 of the 50 images otherwise

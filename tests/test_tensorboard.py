@@ -1,0 +1,141 @@
+"""TensorBoard's own reader and its own server find curves, graph, options and pictures in the logs."""
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import curves, name, reader, run, start, wait_for
+
+
+def hparams_of(log_dir):
+    """Return [(trial id, {option: value})], one per session that the validation folder holds."""
+    from google.protobuf import struct_pb2
+    from tensorboard.plugins.hparams import plugin_data_pb2
+    found = []
+    events = reader(log_dir / "validation")
+    for tag, content in events.summary_metadata.items():
+        data = plugin_data_pb2.HParamsPluginData.FromString(content.plugin_data.content)
+        if content.plugin_data.plugin_name == "hparams" and data.HasField("session_start_info"):
+            assert len(events.Tensors(tag)) == 1, "two rows"
+            values = {key: getattr(value, value.WhichOneof("kind")) for key, value in
+                      data.session_start_info.hparams.items() if isinstance(value, struct_pb2.Value)}
+            found.append((data.session_start_info.group_name, values))
+    return found
+
+
+def convolutions(log_dir):
+    from tensorflow.core.framework import graph_pb2
+    graph = graph_pb2.GraphDef.FromString(reader(log_dir / "train").Graph().SerializeToString())
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    return sum(node.op == "Conv2D" for node in nodes)
+
+
+def expected_options(**changes):
+    return {"epochs": 2, "batch size": 16, "seed": "1", "augment": False, "recipe": "tutorial", "precision": "float32",
+            **changes}
+
+
+def test_graph_and_options(trained):
+    log_dir = trained[0] / "logs" / name
+    assert convolutions(log_dir) == 6
+    (trial, options), = hparams_of(log_dir)
+    assert trial.startswith(name) and options == expected_options()
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory, tiny):
+    """The folder of a run that was killed and resumed, and of a second one that has the first's name."""
+    folder = tmp_path_factory.mktemp("two")
+    options = ["--epochs", 2, "--batch-size", 40]
+    process = start(folder, tiny, *options)
+    assert wait_for(folder / f"results/{name}.checkpoint.npz", process)
+    process.kill()
+    process.communicate()
+    run("train.py", *options, cwd=folder, data=tiny)
+    run("train.py", *options, "--seed", 5, cwd=folder, data=tiny)
+    return folder
+
+
+def test_a_resumed_run_has_one_row_and_a_graph_and_so_has_the_dated_run(two_runs):
+    dated = next(path.name for path in (two_runs / "logs").iterdir() if path.name != name)
+    rows = [hparams_of(two_runs / "logs" / run) for run in (dated, name)]
+    assert [len(row) for row in rows] == [1, 1] and rows[0][0][0] != rows[1][0][0], "they would share a row"
+    assert [row[0][1]["seed"] for row in rows] == ["None", "5"]
+    for run_name in dated, name:
+        assert convolutions(two_runs / "logs" / run_name) == 6
+        assert [step for step, value in curves(two_runs / "logs" / run_name)["validation/epoch_accuracy"]] == [0, 1]
+
+
+def test_report_is_logged_for_a_model_with_logs_only(trained, data, tmp_path):
+    folder = trained[0]
+    other = tmp_path / f"{name}.h5"
+    other.write_bytes((folder / f"results/{name}.h5").read_bytes())
+    out, err = run("test.py", other, "--report", cwd=tmp_path, data=data)
+    assert err == "" and not (tmp_path / "logs").exists()
+    for _ in range(2):
+        run("test.py", "--report", cwd=folder, data=data)
+    events = reader(folder / "logs" / name / "report")
+    (tag,) = events.Tags()["tensors"]
+    (event,) = events.Tensors(tag)
+    width, height, picture = event.tensor_proto.string_val
+    assert (int(width), int(height)) == (1700, 800)
+    (tmp_path / "logged.png").write_bytes(picture)
+    with Image.open(tmp_path / "logged.png") as logged, Image.open(folder / f"results/{name}-report.png") as saved:
+        assert np.array_equal(np.asarray(logged.convert("RGB")), np.asarray(saved.convert("RGB")))
+
+
+@contextlib.contextmanager
+def tensorboard(folder):
+    """Run TensorBoard on the folder's logs; yield a function that gets JSON from one of its addresses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen([sys.executable, "-m", "tensorboard.main", "--logdir=logs", f"--port={port}"],
+                              cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def get(path, post=None, parse=json.loads):
+        data = None if post is None else json.dumps(post).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/data/{path}", data,
+                                         {"Content-Type": "application/json"})
+        with opener.open(request, timeout=20) as reply:
+            return parse(reply.read())
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError, ValueError):
+                if len(get("plugin/scalars/tags")) >= 2:
+                    break
+            time.sleep(0.5)
+        yield get
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def test_tensorboard_serves_curves_graph_and_options(two_runs):
+    with tensorboard(two_runs) as get:
+        dated = next(path.name for path in (two_runs / "logs").iterdir() if path.name != name)
+        tags = get("plugin/scalars/tags")
+        assert set(tags) == {f"{run}/{part}" for run in (name, dated) for part in ("train", "validation")}
+        for run_tags in tags.values():
+            assert {"epoch_loss", "epoch_accuracy"} <= set(run_tags)
+        graphs = get("plugin/graphs/info")
+        for run_name in name, dated:
+            assert graphs[f"{run_name}/train"]["run_graph"], "the op graph, which TensorBoard opens first"
+            text = get(f"plugin/graphs/graph?run={run_name}%2Ftrain&conceptual=false", parse=bytes.decode)
+            assert text.count('op: "Conv2D"') == 6
+        query = {"experimentName": "", "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE",
+                 "STATUS_RUNNING"], "colParams": [], "startIndex": 0, "sliceSize": 100}
+        rows = get("plugin/hparams/session_groups", query)["sessionGroups"]
+        assert sorted(row["hparams"]["seed"] for row in rows) == ["5", "None"]
+        experiment = get("plugin/hparams/experiment", {"experimentName": ""})
+        metrics = {info["name"]["tag"] for info in experiment["metricInfos"]}
+        assert {"epoch_accuracy", "epoch_loss"} <= metrics
