@@ -29,6 +29,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 try:
     import tensorflow as tf  # noqa: I001 (first, to be the one that is named if none is installed)
+    import h5py
     import keras
     import numpy as np
     import requests
@@ -428,10 +429,15 @@ def save_model(model, path):
     def write(part):
         part.write_bytes(bytes(3 * 4 * model.count_params() + 1_000_000))  # on a full disk, HDF5 would crash
         model.save(part)
+        if not own_optimizer:
+            return
+        with h5py.File(part, "r+") as file:  # Keras could not train on from the state of an optimizer without steps
+            del file["optimizer_weights"]
 
     for layer in [model, *model.layers]:
         layer.dtype_policy = "float32"  # as the weights are in every case
-    if type(model.optimizer) is not keras.optimizers.Adam:  # without this file, Keras could not load another
+    own_optimizer = type(model.optimizer) is not keras.optimizers.Adam
+    if own_optimizer:  # without this file, Keras could not load it
         model.compile(loss="sparse_categorical_crossentropy", optimizer="adam", metrics=["accuracy"])
     write_atomically(path, write)
 
@@ -651,7 +657,7 @@ def run(main):
         main()
         sys.stdout.flush()
     except KeyboardInterrupt as stop:
-        os.write(stderr, f"\n{stop or 'Stopped.'}\n".encode())
+        os.write(stderr, f"\n{str(stop) or 'Stopped.'}\n".encode())
         os._exit(130)  # at once: a normal exit would wait for the threads of a download
     except BrokenPipeError:  # `python test.py | head` has read enough
         os._exit(1)

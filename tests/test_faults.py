@@ -192,7 +192,7 @@ def test_a_model_with_code_inside_is_refused(arguments, tmp_path, tiny):
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
 def test_packages_not_installed(script, arguments, tmp_path):
     python, path, *rest = command(script, *arguments)
-    done = subprocess.run([python, "-I", "-S", path, *rest], cwd=tmp_path, capture_output=True, text=True,
+    done = subprocess.run([python, "-E", "-s", "-S", path, *rest], cwd=tmp_path, capture_output=True, text=True,
                           env=environment(tmp_path))
     assert done.returncode == 1 and done.stdout == ""
     version = ".".join(map(str, sys.version_info[:3]))
