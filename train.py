@@ -5,7 +5,6 @@ The sections below `main` make it robust: checkpoints, TensorBoard, files, the d
 Then: python test.py
 """
 import argparse
-import contextlib
 import hashlib
 import json
 import os
@@ -218,12 +217,12 @@ def main():
     else:
         keep_earlier_run(model_file, curves_file, log_dir)
 
-    with checkpoint.explain_ctrl_c():
-        model.fit(ds_train, epochs=args.epochs, initial_epoch=done, steps_per_epoch=steps_per_epoch, shuffle=False,
-                  validation_data=ds_test, callbacks=[*loggers, checkpoint])
-        plot_curves(checkpoint.history, curves_file)
-        save_model(model, model_file)
-        checkpoint.delete()
+    signal.signal(signal.SIGINT, checkpoint.stop)
+    model.fit(ds_train, epochs=args.epochs, initial_epoch=done, steps_per_epoch=steps_per_epoch, shuffle=False,
+              validation_data=ds_test, callbacks=[*loggers, checkpoint])
+    plot_curves(checkpoint.history, curves_file)
+    save_model(model, model_file)
+    checkpoint.delete()
     print(f"The model is in {model_file}, its curves are in {curves_file}\n"
           f"Next: python test.py{'' if args.name == model_name else f' {model_file}'}\n"
           "and:  tensorboard --logdir=logs")
@@ -311,17 +310,14 @@ class Checkpoint(keras.callbacks.Callback):
         self.previous.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
 
-    @contextlib.contextmanager
-    def explain_ctrl_c(self):
-        """Say at Ctrl-C how far the training is."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            epoch, epochs = len(self.history) + 1, self.options["epochs"]
-            where = f"in epoch {epoch} of {epochs}; the same command resumes."
-            if epoch > epochs:
-                where = "after the last epoch; the same command saves the model."
-            raise KeyboardInterrupt(f"Stopped {where}") from None
+    def stop(self, *_):
+        """Answer Ctrl-C at once, and say how far the training is. No file is ever half written, so this is safe."""
+        epoch, epochs = len(self.history) + 1, self.options["epochs"]
+        where = f"in epoch {epoch} of {epochs}; the same command resumes."
+        if epoch > epochs:
+            where = "after the last epoch; the same command saves the model."
+        os.write(stderr, f"\nStopped {where}\n".encode())
+        os._exit(130)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -656,8 +652,8 @@ def run(main):
     try:
         main()
         sys.stdout.flush()
-    except KeyboardInterrupt as stop:
-        os.write(stderr, f"\n{str(stop) or 'Stopped.'}\n".encode())
+    except KeyboardInterrupt:
+        os.write(stderr, b"\nStopped.\n")
         os._exit(130)  # at once: a normal exit would wait for the threads of a download
     except BrokenPipeError:  # `python test.py | head` has read enough
         os._exit(1)
