@@ -145,7 +145,7 @@ def test_another_network_is_no_continuation(half, tiny, monkeypatch):
     (half / "train.py").write_text(source)
     monkeypatch.setattr(conftest, "root", half)
     out, err = run("train.py", *options, cwd=half, data=tiny, code=1)
-    assert "network" in message(err) and "--restart" in err
+    assert re.search(r"network [0-9a-f]{8}, not [0-9a-f]{8}\.", message(err)) and "--restart" in err
 
 
 def test_restart_and_more_epochs(half, tiny):
