@@ -232,14 +232,11 @@ def main():
 # Checkpoints: an interrupted run resumes after its last finished epoch and ends with the same model.
 
 class Checkpoint(keras.callbacks.Callback):
-    """Save the whole state of training after every epoch, and resume from it.
+    """Save the whole state of training at `path`, *.npz, after every epoch, and resume from it.
 
     One file has it all: weights, optimizer, dropout's random state, options and history. So a kill can never separate
-    them. keras.callbacks.BackupAndRestore has two files, and neither options nor history.
-
-    Args:
-        path: Path of the checkpoint, `*.npz`. The one before it is kept beside it, in case this one gets corrupt.
-        restart: True to delete both.
+    them. keras.callbacks.BackupAndRestore has two files, and neither options nor history. The checkpoint before is
+    kept, too, in case this one gets corrupt. `restart` deletes both.
     """
 
     def __init__(self, path, restart=False):
@@ -262,14 +259,9 @@ class Checkpoint(keras.callbacks.Callback):
                 print(f"The checkpoint {file} cannot be read ({type(error).__name__}); it is now {aside}", flush=True)
 
     def restore(self, model, options, loggers):
-        """Put the checkpoint, if there is one, into the model; return the number of epochs that are done.
+        """Put the checkpoint, if there is one, into the compiled model; return the number of epochs that are done.
 
-        Args:
-            model: the compiled model.
-            options: dict of what must not change when the run resumes.
-            loggers: callbacks that log each epoch; they stand before this one in `fit`.
-        Raises:
-            UserError: the checkpoint belongs to a run with other options.
+        `options` must be those of the interrupted run, or UserError is raised. `loggers` are callbacks of `fit`.
         """
         network = json.dumps(model.get_config(), default=str)
         options = {**options, "network": hashlib.sha256(network.encode()).hexdigest()[:8]}
@@ -324,25 +316,19 @@ class Checkpoint(keras.callbacks.Callback):
 # TensorBoard, with what Keras' callback leaves out, and the curves as a picture.
 
 class TensorBoard(keras.callbacks.TensorBoard):
-    """Log the curves, as Keras does; also the network for the GRAPHS tab, the options for HPARAMS, and Muon's rate.
-
-    Args:
-        log_dir: Path of the log directory. What it has of a run that is resumed is written anew.
-        options: dict of the options that make the run what it is.
-    """
+    """Log the curves, as Keras does; also the network for the GRAPHS tab, the options for HPARAMS, and Muon's rate."""
 
     def __init__(self, log_dir, options):
         super().__init__(log_dir)
         self.options = options
 
     def set_model(self, model):
-        train, validation = Path(self.log_dir, "train"), Path(self.log_dir, "validation")
-        shutil.rmtree(train, ignore_errors=True)
-        shutil.rmtree(validation, ignore_errors=True)
+        for part in "train", "validation":  # of a run that is resumed; Checkpoint logs its epochs anew
+            shutil.rmtree(Path(self.log_dir, part), ignore_errors=True)
         forward_pass = tf.function(model).get_concrete_function(tf.TensorSpec((None, *model.input_shape[1:])))
-        with tf.summary.create_file_writer(str(train)).as_default():
+        with tf.summary.create_file_writer(f"{self.log_dir}/train").as_default():
             tf.summary.graph(forward_pass.graph)
-        with tf.summary.create_file_writer(str(validation)).as_default():  # where Keras logs what runs are compared by
+        with tf.summary.create_file_writer(f"{self.log_dir}/validation").as_default():  # beside what is compared
             started = time.strftime("%Y-%m-%d %H:%M:%S")  # an earlier run of this name has a row of its own
             hparams.hparams({**self.options, "seed": str(self.options["seed"])},
                             trial_id=f"{Path(self.log_dir).name} {started}")
@@ -355,12 +341,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
 
 def plot_curves(history, path):
-    """Draw loss and accuracy over the epochs, for training and validation.
-
-    Args:
-        history: one dict of loss, accuracy, val_loss and val_accuracy per epoch.
-        path: Path of the picture.
-    """
+    """Draw the curves at `path`; `history` has a dict of loss, accuracy, val_loss and val_accuracy per epoch."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy")):
         numbers = range(1, len(history) + 1)
@@ -380,8 +361,7 @@ def plot_curves(history, path):
 def output_paths(name):
     """Return the Paths of the model, of its curves and of the log directory; make their folders.
 
-    Raises:
-        UserError: they cannot be written to. It is better to learn this now than after an hour.
+    UserError is raised if they cannot be written to. It is better to learn this now than after an hour.
     """
     model_file, log_dir = Path("results", f"{name}.h5"), Path("logs", name)
     for folder in model_file.parent, log_dir:
@@ -396,14 +376,9 @@ def output_paths(name):
 
 
 def write_atomically(path, write, previous=None):
-    """Write a file so that `path` is always the whole old file or the whole new one, also after a crash.
+    """Call write(temporary path), then rename: `path` is always the whole old file or the whole new one.
 
-    Args:
-        path: Path of the file.
-        write: function that writes the file at the temporary Path that it gets.
-        previous: Path to keep the old file at, or None.
-    Raises:
-        OSError: the file cannot be written, for example because the disk is full; the old one is untouched.
+    That holds after a crash, and after the OSError of a full disk. The old file is kept at `previous`, if given.
     """
     part = path.with_name("part-" + path.name)
     try:
@@ -471,8 +446,7 @@ minimum_speed = 200_000  # bytes per second; a mirror that is slower after 10 s 
 def prepare_data():
     """Return the tfds.core.DatasetBuilder of `cifar10`; download and prepare the data set if it is not there.
 
-    Raises:
-        UserError: the data set is corrupt, or it is not there and cannot be downloaded.
+    UserError is raised if it is corrupt, or cannot be downloaded.
     """
     try:
         builder = tfds.builder("cifar10")
@@ -491,10 +465,8 @@ def prepare_data():
     try:
         fetch_archive(downloads / "manual" / "cifar-10-binary.tar.gz", next(iter(builder.url_infos)))
         builder.download_and_prepare()
-    except UserError:
-        raise
     except Exception as error:  # TFDS raises many kinds
-        if getattr(error, "filename", None):  # the disk is full, for example; run() explains it
+        if isinstance(error, UserError) or getattr(error, "filename", None):  # run() explains a full disk, for example
             raise
         raise UserError(f"CIFAR-10 could not be downloaded and prepared: {' '.join(str(error).split())[:200]}\n"
                         "Run the same command again.") from error
@@ -505,24 +477,17 @@ def prepare_data():
 
 def delete_incomplete(prepared, downloads):
     """Delete what an interrupted download or preparation leaves in these two folders, up to 400 MB."""
-    for path in [*prepared.glob("incomplete.*"), *downloads.glob("*.tmp.*"), *downloads.glob("manual/*.part"),
-                 *downloads.glob("extracted/incomplete.*")]:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    for leftovers in prepared.glob("incomplete.*"), downloads.glob("extracted/incomplete.*"), downloads.glob("*.tmp.*"):
+        for folder in leftovers:
+            shutil.rmtree(folder, ignore_errors=True)
+    for file in downloads.glob("manual/*.part"):
+        file.unlink()
 
 
 def fetch_archive(archive, original):
-    """Download the archive of CIFAR-10 from the first mirror that works, unless it is there.
+    """Download the archive of CIFAR-10 from the first mirror that works, unless it is at the Path `archive`.
 
-    Without any mirror, nothing is downloaded: TFDS then uses the original address.
-
-    Args:
-        archive: Path of the file.
-        original: URL that TFDS uses.
-    Raises:
-        UserError: the file there is another one, or no address can be reached.
+    If no mirror works, TFDS will use its URL, `original`. UserError is raised if that cannot be reached either.
     """
     if archive.exists():
         if sha256(archive) == archive_sha256:
@@ -583,22 +548,21 @@ def device_name():
 
 
 def faster_precision():
-    """Return the Keras dtype policy by which this machine trains faster: "float32" or a mixed one of 16 bits.
+    """Time a convolution, and return the Keras policy that trains faster here: "float32", or a mixed one of 16 bits.
 
-    A convolution of the network is timed in both, since no library tells: CPUs without bfloat16 instructions and GPUs
-    before compute capability 7.0 are slower in 16 bits.
+    CPUs without bfloat16 instructions and GPUs before compute capability 7.0 are slower in 16 bits; no library tells.
     """
     half = "float16" if tf.config.list_physical_devices("GPU") else "bfloat16"
     seconds = {"float32": [], half: []}
-    for _ in range(50):  # in turns, so that another program slows down both
-        for dtype, times in seconds.items():
-            images, kernel = tf.ones((64, 16, 16, 64), dtype), tf.ones((3, 3, 64, 64), dtype)
-            start = time.perf_counter()
-            try:
+    try:
+        for _ in range(50):  # in turns, so that another program slows down both
+            for dtype, times in seconds.items():
+                images, kernel = tf.ones((64, 16, 16, 64), dtype), tf.ones((3, 3, 64, 64), dtype)
+                start = time.perf_counter()
                 tf.reduce_sum(tf.nn.conv2d(images, kernel, 1, "SAME")).numpy()  # a GPU is not done before this returns
-            except tf.errors.OpError:  # oneDNN has no such convolution for this CPU
-                return "float32"
-            times.append(time.perf_counter() - start)
+                times.append(time.perf_counter() - start)
+    except tf.errors.OpError:  # oneDNN has no such convolution for this CPU
+        return "float32"
     return f"mixed_{half}" if min(seconds[half]) < 0.9 * min(seconds["float32"]) else "float32"
 
 

@@ -2,7 +2,6 @@
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import processes
+from processes import Script
 from small_cifar10 import make_images
 
 root = Path(__file__).parents[1]
@@ -17,18 +18,16 @@ sys.path.insert(0, str(root))
 name = "cifar10-model-v1"
 checkpoint = f"results/{name}.checkpoint.npz"
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as train.py sets it, whichever test imports TensorFlow first
-
-
-def command(script, *arguments):
-    return [sys.executable, str(root / script), *map(str, arguments)]
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 
 def environment(data, **changes):
     """The environment of a machine without a display, with its data sets in `data`."""
     kept = {key: value for key, value in os.environ.items()
             if key not in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND", "TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS")}
-    # without bfloat16 instructions, --fast computes in float32 however busy the machine is
-    return {**kept, "TFDS_DATA_DIR": str(data), "PYTHONUTF8": "1", "ONEDNN_MAX_CPU_ISA": "AVX2", **changes}
+    # without bfloat16 instructions, --fast computes in float32 however busy the machine is; the workers share the cores
+    return {**kept, "TFDS_DATA_DIR": str(data), "PYTHONUTF8": "1", "ONEDNN_MAX_CPU_ISA": "AVX2",
+            "TF_NUM_INTRAOP_THREADS": "1", **changes}
 
 
 def plain(text):
@@ -41,28 +40,25 @@ def plain(text):
     return re.sub(r"(?m)^ *\d+/(\d+) .*\n(?= *\d+/\1 )", "", text)
 
 
-def run(script, *arguments, cwd, data, code=0, **options):
-    """Run a script of the pair in the folder `cwd`; return its output and its errors, as seen on the screen."""
-    options = {"env": environment(data), "timeout": 600, **options}
-    done = subprocess.run(command(script, *arguments), cwd=cwd, capture_output=True, encoding="utf-8",
-                          stdin=subprocess.DEVNULL, **options)
-    out, err = plain(done.stdout), plain(done.stderr)
-    assert done.returncode == code, f"exit code {done.returncode}\n{out[-2000:]}\n{err[-4000:]}"
+def start(script, *arguments, cwd, data, env=None, **options):
+    """Start a script of the pair, or another one by its whole path, in the folder `cwd`; return its Script."""
+    return Script([str(root / script), *map(str, arguments)], cwd, env or environment(data), **options)
+
+
+def run(script, *arguments, code=0, **options):
+    """Run a script to its end; return its output and its errors, as seen on the screen."""
+    script = start(script, *arguments, **options)
+    out, err = map(plain, script.wait())
+    assert script.returncode == code, f"exit code {script.returncode}\n{out[-2000:]}\n{err[-4000:]}"
     assert "Traceback" not in err, err
     return out, err
 
 
-def start(folder, data, *arguments, **options):
-    """Start train.py in a folder; return the process."""
-    return subprocess.Popen(command("train.py", *arguments), cwd=folder, env=environment(data), encoding="utf-8",
-                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
-
-
-def wait_for(path, process, seconds=120):
-    """Wait until `path` exists; False if the process ends first."""
+def wait_for(path, script, seconds=120):
+    """Wait until `path` exists; False if the script ends first."""
     deadline = time.monotonic() + seconds
     while not path.exists():
-        if process.poll() is not None:
+        if script.poll() is not None:
             return False
         assert time.monotonic() < deadline, f"{path} did not come"
         time.sleep(0.002)
@@ -77,31 +73,64 @@ def message(err):
     return err
 
 
-def make_data(folder, *arguments):
-    subprocess.run([sys.executable, str(root / "tests/small_cifar10.py"), str(folder), *arguments], check=True,
-                   capture_output=True, timeout=300)
+def once(tmp_path_factory, key, make):
+    """Call make(folder) in one of pytest-xdist's workers; return the folder in all of them, for reading only."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder, done, failed = (base / (key + suffix) for suffix in ("", ".done", ".failed"))
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        while not done.exists():
+            time.sleep(0.1)
+        assert not failed.exists(), f"{key} could not be made; another worker says why"
+        return folder
+    try:
+        make(folder)
+    except BaseException:
+        failed.touch()
+        raise
+    finally:
+        done.touch()
     return folder
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     """TFDS_DATA_DIR with 1,000 training and 400 test images."""
-    return make_data(tmp_path_factory.mktemp("data"))
+    return once(tmp_path_factory, "data", lambda folder: run(
+        "tests/small_cifar10.py", folder, cwd=folder, data=folder))
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """TFDS_DATA_DIR with 200 training and 50 test images, for runs that are about something else than learning."""
-    return make_data(tmp_path_factory.mktemp("tiny"), "20", "5")
+    """TFDS_DATA_DIR with 150 training and 50 test images, for runs that are about something else than learning."""
+    return once(tmp_path_factory, "tiny", lambda folder: run(
+        "tests/small_cifar10.py", folder, 15, 5, cwd=folder, data=folder))
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, data):
-    """(folder, output) of `python train.py --epochs 2 --batch-size 16 --seed 1`."""
-    folder = tmp_path_factory.mktemp("trained")
-    out, err = run("train.py", "--epochs", 2, "--batch-size", 16, "--seed", 1, cwd=folder, data=data)
-    assert err == ""
-    return folder, out
+    """The folder of `python train.py --epochs 2 --batch-size 16 --seed 1`; what it printed is in the file out.txt."""
+    def train(folder):
+        out, err = run("train.py", "--epochs", 2, "--batch-size", 16, "--seed", 1, cwd=folder, data=data, plain=True)
+        assert err == ""
+        (folder / "out.txt").write_text(out, encoding="utf-8")
+    return once(tmp_path_factory, "trained", train)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def end_of_the_server():
+    yield
+    if processes.server.cache_info().currsize:
+        processes.server().end()
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    """A copy of that folder, to be written to."""
+    return shutil.copytree(trained, tmp_path / "trained")
 
 
 def reader(folder):
@@ -123,6 +152,30 @@ def curves(log_dir):
                 found[f"{part}/{tag}"] = [(event.step, float(make_ndarray(event.tensor_proto)))
                                           for event in events.Tensors(tag)]
     return found
+
+
+def hparams_of(log_dir):
+    """The options in a run's event files: [(trial id, {option: value})], one for each row of the HPARAMS tab."""
+    from google.protobuf import struct_pb2
+    from tensorboard.plugins.hparams import plugin_data_pb2
+    found = []
+    events = reader(log_dir / "validation")
+    for tag, content in events.summary_metadata.items():
+        data = plugin_data_pb2.HParamsPluginData.FromString(content.plugin_data.content)
+        if content.plugin_data.plugin_name == "hparams" and data.HasField("session_start_info"):
+            assert len(events.Tensors(tag)) == 1, "two rows"
+            values = {key: getattr(value, value.WhichOneof("kind")) for key, value in
+                      data.session_start_info.hparams.items() if isinstance(value, struct_pb2.Value)}
+            found.append((data.session_start_info.group_name, values))
+    return found
+
+
+def convolutions(log_dir):
+    """The number of convolutions in a run's graph."""
+    from tensorflow.core.framework import graph_pb2
+    graph = graph_pb2.GraphDef.FromString(reader(log_dir / "train").Graph().SerializeToString())
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    return sum(node.op == "Conv2D" for node in nodes)
 
 
 @pytest.fixture
@@ -153,21 +206,19 @@ def take(dataset, images):
 @pytest.fixture(scope="module")
 def undisturbed(request, tmp_path_factory, tiny):
     """The folder of a whole run with the `options` of the module of tests, four epochs."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    run("train.py", *request.module.options, cwd=folder, data=tiny)
-    return folder
+    return once(tmp_path_factory, f"undisturbed-{request.module.__name__}", lambda folder: run(
+        "train.py", *request.module.options, cwd=folder, data=tiny))
 
 
 @pytest.fixture(scope="module")
 def half_done(request, tmp_path_factory, tiny):
     """The folder of the same run, killed after the second epoch or a moment later."""
-    folder = tmp_path_factory.mktemp("half")
-    process = start(folder, tiny, *request.module.options)
-    assert wait_for(folder / f"results/previous-{name}.checkpoint.npz", process)
-    assert wait_for(folder / checkpoint, process)
-    process.kill()
-    process.communicate()
-    return folder
+    def half(folder):
+        script = start("train.py", *request.module.options, cwd=folder, data=tiny)
+        assert wait_for(folder / f"results/previous-{name}.checkpoint.npz", script)
+        assert wait_for(folder / checkpoint, script)
+        script.kill()
+    return once(tmp_path_factory, f"half-{request.module.__name__}", half)
 
 
 @pytest.fixture

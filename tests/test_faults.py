@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from conftest import command, environment, message, name, run
+from conftest import environment, message, name, root, run
 
 in_one_go = ["--epochs", 1, "--batch-size", 100]
 
@@ -34,8 +34,8 @@ def test_bad_option_in_a_process(tmp_path, tiny):
 
 
 def test_batch_larger_than_the_split(tmp_path, tiny):
-    out, err = run("train.py", "--batch-size", 201, cwd=tmp_path, data=tiny, code=1)
-    assert "--batch-size 201" in message(err)
+    out, err = run("train.py", "--batch-size", 151, cwd=tmp_path, data=tiny, code=1)
+    assert "--batch-size 151" in message(err)
 
 
 @pytest.mark.parametrize("path", ["results", "logs", f"logs/{name}"])
@@ -113,9 +113,9 @@ def damage(folder, what):
 def test_damaged_data(what, tmp_path, tiny, small_model):
     folder = shutil.copytree(tiny, tmp_path / "data")
     damage(folder, what)
+    options = {"preexec_fn": without_privileges} if what == "unreadable" else {}
     for script, arguments in (("train.py", in_one_go), ("test.py", [small_model])):
-        out, err = run(script, *arguments, cwd=tmp_path, data=folder, code=1,
-                       preexec_fn=without_privileges if what == "unreadable" else None)
+        out, err = run(script, *arguments, cwd=tmp_path, data=folder, code=1, **options)
         assert "Delete the folder" in message(err), err
         assert not list(tmp_path.glob("results/*.h5"))
 
@@ -191,9 +191,8 @@ def test_a_model_with_code_inside_is_refused(arguments, tmp_path, tiny):
 @pytest.mark.parametrize("script", ["train.py", "test.py"])
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
 def test_packages_not_installed(script, arguments, tmp_path):
-    python, path, *rest = command(script, *arguments)
-    done = subprocess.run([python, "-E", "-s", "-S", path, *rest], cwd=tmp_path, capture_output=True, text=True,
-                          env=environment(tmp_path))
+    done = subprocess.run([sys.executable, "-E", "-s", "-S", root / script, *arguments], cwd=tmp_path,
+                          capture_output=True, encoding="utf-8", env=environment(tmp_path))
     assert done.returncode == 1 and done.stdout == ""
     version = ".".join(map(str, sys.version_info[:3]))
     for word in "tensorflow", version, "3.10 to 3.13", "pip install -r requirements.txt":
@@ -204,14 +203,14 @@ def test_packages_not_installed(script, arguments, tmp_path):
 def test_a_broken_package_shows_its_own_error(tmp_path):
     (tmp_path / "tensorflow").mkdir()
     (tmp_path / "tensorflow/__init__.py").write_text("import no_such_module")
-    done = subprocess.run(command("train.py"), cwd=tmp_path, capture_output=True, text=True,
+    done = subprocess.run([sys.executable, root / "train.py"], cwd=tmp_path, capture_output=True, encoding="utf-8",
                           env=environment(tmp_path, PYTHONPATH=str(tmp_path)))
     assert done.returncode == 1 and "No module named 'no_such_module'" in done.stderr
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGPIPE")
 def test_a_reader_that_has_read_enough(small_model, tmp_path, tiny):
-    process = subprocess.Popen(command("test.py", small_model), cwd=tmp_path, env=environment(tiny),
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, root / "test.py", small_model], cwd=tmp_path, env=environment(tiny),
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
     process.stdout.close()
     assert (process.stderr.read(), process.wait(timeout=120)) == ("", 1)

@@ -1,10 +1,10 @@
 """Whatever ends a run before its time, the same command ends it as if nothing had happened."""
+import json
 import os
 import random
 import re
 import shutil
 import signal
-import subprocess
 import time
 
 import numpy as np
@@ -12,19 +12,18 @@ import pytest
 
 from conftest import (
     checkpoint,
-    command,
     curves,
-    environment,
     message,
     name,
     plain,
+    root,
     run,
     same_as_undisturbed,
     start,
     wait_for,
 )
 
-options = ["--epochs", 4, "--batch-size", 40, "--seed", 1]  # 5 steps an epoch on the tiny data set
+options = ["--epochs", 4, "--batch-size", 30, "--seed", 1]  # 5 steps an epoch on the tiny data set
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and limits")
 
 
@@ -36,16 +35,15 @@ def loads(path):
 def test_twenty_kills(undisturbed, tiny, tmp_path):
     moments, kills, done = random.Random(1), 0, []
     while kills < 20:
-        process = start(tmp_path, tiny, *options)
+        script = start("train.py", *options, cwd=tmp_path, data=tiny)
         if kills % 2:  # while a checkpoint is written
-            wait_for(tmp_path / f"results/part-{name}.checkpoint.npz", process)
+            wait_for(tmp_path / f"results/part-{name}.checkpoint.npz", script)
             time.sleep(moments.uniform(0, 0.05))
         else:
-            deadline = time.monotonic() + moments.uniform(0, 14)
-            while process.poll() is None and time.monotonic() < deadline:
+            deadline = time.monotonic() + moments.uniform(0, 6)
+            while script.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.01)
-        process.kill()
-        out, err = process.communicate()
+        out, err = script.kill()
         kills += 1
         assert err == ""
         done += [int(number) for number in re.findall(r"Resuming after epoch (\d) of 4", out)]
@@ -70,16 +68,20 @@ def test_continues_after_the_last_finished_epoch(half, undisturbed, tiny):
 
 
 @posix
-@pytest.mark.parametrize("seconds", [0.0, 0.2, 0.7, 1.3])
-def test_ctrl_c(half, undisturbed, tiny, seconds):
-    process = start(half, tiny, *options, bufsize=1)
-    while "Epoch" not in process.stdout.readline():
-        pass
-    time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert re.fullmatch(r"\nStopped in epoch [34] of 4; the same command resumes\.\n", plain(err))
+def test_ctrl_c(half, undisturbed, tiny):
+    for moment in 0, 0.1, 0.3, "while a checkpoint is written":
+        script = start("train.py", *options, cwd=half, data=tiny)
+        while "\nEpoch" not in script.output()[0]:
+            assert script.poll() is None
+            time.sleep(0.005)
+        if moment in (0, 0.1, 0.3):
+            time.sleep(moment)
+        else:
+            assert wait_for(half / f"results/part-{name}.checkpoint.npz", script)
+        script.send_signal(signal.SIGINT)
+        out, err = script.wait(60)
+        assert script.returncode == 130
+        assert re.fullmatch(r"\nStopped in epoch [34] of 4; the same command resumes\.\n", plain(err))
     run("train.py", *options, cwd=half, data=tiny)
     same_as_undisturbed(half, undisturbed)
 
@@ -88,24 +90,22 @@ def test_ctrl_c(half, undisturbed, tiny, seconds):
 @pytest.mark.parametrize("script", ["train.py", "test.py"])
 @pytest.mark.parametrize("seconds", [1, 2.5])
 def test_ctrl_c_before_training(script, seconds, tmp_path, tiny):
-    process = subprocess.Popen(command(script), cwd=tmp_path, env=environment(tiny), stderr=subprocess.PIPE,
-                               stdout=subprocess.PIPE, text=True)
+    script = start(script, cwd=tmp_path, data=tiny, plain=True)
     time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    if process.poll() == 130 or "There is no model" not in err:  # test.py may have been quicker
-        assert (process.returncode, err) == (130, "\nStopped.\n")
+    script.send_signal(signal.SIGINT)
+    out, err = script.wait(60)
+    if script.returncode == 130 or "There is no model" not in err:  # test.py may have been quicker
+        assert (script.returncode, err) == (130, "\nStopped.\n")
 
 
 def test_killed_while_the_model_is_written(half, undisturbed, tiny):
     old = (undisturbed / f"results/{name}.h5").read_bytes()
     (half / f"results/{name}.h5").write_bytes(b"old " + old)
     for delay in 0, 0.01, 0.03:
-        process = start(half, tiny, *options)
-        wait_for(half / f"results/part-{name}.h5", process)
+        script = start("train.py", *options, cwd=half, data=tiny)
+        wait_for(half / f"results/part-{name}.h5", script)
         time.sleep(delay)
-        process.kill()
-        process.communicate()
+        script.kill()
         assert (half / f"results/{name}.h5").read_bytes() in (b"old " + old, old)
         if not (half / checkpoint).exists():  # it was done before its kill
             break
@@ -119,10 +119,12 @@ def test_killed_while_the_model_is_written(half, undisturbed, tiny):
 @pytest.mark.parametrize("limit", [5_000_000, 28_825_000], ids=["at a checkpoint", "at the final save"])
 def test_disk_full(limit, half, undisturbed, tiny):
     """A limit on the size of files stands for the disk: a checkpoint has 28,818,000 bytes, the model 28,831,888."""
-    import resource
+    program = half / "program.py"
+    program.write_text("import resource, runpy, sys\n"
+                       f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+                       "del sys.argv[0]\nrunpy.run_path(sys.argv[0], run_name='__main__')")
     (half / f"results/{name}.h5").write_bytes(b"the earlier model")
-    out, err = run("train.py", *options, cwd=half, data=tiny, code=1,
-                   preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    out, err = run(program, root / "train.py", *options, cwd=half, data=tiny, code=1)
     assert f"results/{name}." in message(err) and "run the same command again" in err
     assert (half / f"results/{name}.h5").read_bytes() == b"the earlier model"
     assert not list((half / "results").glob("part-*"))
@@ -151,16 +153,28 @@ def test_another_network_is_no_continuation(half, tiny, monkeypatch):
 def test_restart_and_more_epochs(half, tiny):
     out, err = run("train.py", *options, "--epochs", 5, cwd=half, data=tiny)
     assert "Resuming after" in out and "Epoch 5/5" in out
-    out, err = run("train.py", "--epochs", 1, "--batch-size", 20, "--restart", cwd=half, data=tiny)
+    out, err = run("train.py", "--epochs", 1, "--batch-size", 15, "--restart", cwd=half, data=tiny)
     assert "Resuming" not in out and re.search(r"^10/10 ", out, re.M)
 
 
 @pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: whole[:-1000], lambda whole: b"garbage" * 1000,
                                     lambda whole: whole[:9_000_000] + b"\xff" * 64 + whole[9_000_064:]],
                          ids=["empty", "truncated", "garbage", "flipped bits"])
-def test_damaged_checkpoint(damage, half, undisturbed, tiny):
-    whole = (half / checkpoint).read_bytes()
-    (half / checkpoint).write_bytes(damage(whole))
+def test_damaged_checkpoint(damage, half, capsys):
+    import train
+    path, previous = half / checkpoint, half / f"results/previous-{name}.checkpoint.npz"
+    path.write_bytes(damage(path.read_bytes()))
+    read = train.Checkpoint(path)
+    assert "cannot be read" in capsys.readouterr().out
+    with np.load(previous) as before:
+        assert [json.dumps(read.options), json.dumps(read.history)] == [before["options"], before["history"]]
+        assert len(read.values) == len(before.files) - 2 > 0
+        assert all(np.array_equal(value, before[f"arr_{index}"]) for index, value in enumerate(read.values))
+    assert (half / f"results/unreadable-{name}.checkpoint.npz").exists() and not path.exists()
+
+
+def test_damaged_checkpoint_then_the_one_before_it(half, undisturbed, tiny):
+    (half / checkpoint).write_bytes((half / checkpoint).read_bytes()[:-1000])
     out, err = run("train.py", *options, cwd=half, data=tiny)
     assert "cannot be read" in out and "Resuming after" in out, "the checkpoint before it was not used"
     (half / f"results/unreadable-{name}.checkpoint.npz").unlink()
@@ -184,6 +198,9 @@ def test_training_again_keeps_the_earlier_run(undisturbed, tiny, tmp_path):
     dated = re.search(rf"kept as results/({name}-[\d-]+)\.h5 and logs/\1$", out, re.M)[1]
     assert (folder / f"results/{dated}.h5").read_bytes() == old
     assert (folder / f"results/{dated}.png").exists()
-    assert curves(folder / "logs" / dated) == curves(undisturbed / "logs" / name)
-    assert [step for step, value in curves(folder / "logs" / name)["train/epoch_loss"]] == [0, 1, 2, 3]
+    first, second = curves(folder / "logs" / dated), curves(folder / "logs" / name)
+    assert first == curves(undisturbed / "logs" / name)
+    assert [step for step, value in second["train/epoch_loss"]] == [0, 1, 2, 3]
+    for key in "train/epoch_loss", "train/epoch_accuracy", "validation/epoch_loss":
+        assert second[key][0] != first[key][0], "another seed, the same numbers"
     assert (folder / f"results/{name}.h5").read_bytes() != old and loads(folder / f"results/{name}.h5")

@@ -1,12 +1,13 @@
 """What is there to look at: own pictures, the report, the curves."""
 import csv
+import io
 import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import message, name, run
+from conftest import message, name, reader, run
 from small_cifar10 import labels, make_images
 
 
@@ -18,7 +19,7 @@ def size_and_colours(path):
 @pytest.fixture(scope="module")
 def model(trained):
     import keras
-    return keras.models.load_model(trained[0] / f"results/{name}.h5", compile=False)
+    return keras.models.load_model(trained / f"results/{name}.h5", compile=False)
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +44,13 @@ def expected(model, pixels):
     return labels[best[0]], [labels[label] for label in best], probabilities[best]
 
 
-def test_same_as_the_model_on_the_same_pixels(trained, model, tmp_path):
+def test_same_as_the_model_on_the_same_pixels(folder, model, tmp_path):
     images, classes = make_images(1, seed=5)
     files = []
     for number, image in enumerate(images):
         files.append(tmp_path / f"{number}.png")
         Image.fromarray(image).save(files[-1])
-    found, err = classify(trained[0], *files)
+    found, err = classify(folder, *files)
     assert err == "" and list(found) == [str(file) for file in files]
     for file, image in zip(files, images):
         label, three, probabilities = expected(model, image)
@@ -57,11 +58,11 @@ def test_same_as_the_model_on_the_same_pixels(trained, model, tmp_path):
         shown = re.findall(r"(\w+) ([\d.]+)%", found[str(file)])
         assert [word for word, number in shown] == three
         assert [float(number) / 100 for word, number in shown] == pytest.approx(probabilities, abs=1e-4)
-    size, colours = size_and_colours(trained[0] / f"results/{name}-images.png")
+    size, colours = size_and_colours(folder / f"results/{name}-images.png")
     assert size[0] == 1000 and size[1] > 1000 and colours > 1000
 
 
-def test_formats_and_modes(trained, photo, tmp_path):
+def test_formats_and_modes(folder, photo, tmp_path):
     grey = photo.convert("L")
     sixteen = Image.fromarray((np.asarray(grey).astype(np.uint16) * 257))
     half = photo.copy()
@@ -76,7 +77,7 @@ def test_formats_and_modes(trained, photo, tmp_path):
         image.save(tmp_path / file)
     frames = [photo, photo.rotate(90)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
-    found, err = classify(trained[0], *[tmp_path / file for file in [*variants, "moving.gif"]])
+    found, err = classify(folder, *[tmp_path / file for file in [*variants, "moving.gif"]])
     assert err == "" and len(found) == len(variants) + 1
 
 
@@ -122,33 +123,36 @@ def test_reduced_with_antialiasing(tmp_path):
     assert 120 < pixels.min() and pixels.max() < 135, "single pixels were picked"
 
 
-def test_bad_files_do_not_stop_the_good_ones(trained, photo, tmp_path):
+def test_bad_files_do_not_stop_the_good_ones(folder, photo, tmp_path):
     photo.save(tmp_path / "good.png")
     photo.resize((800, 800)).save(tmp_path / "whole.jpg")
     (tmp_path / "truncated.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:5000])
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.jpg").write_text("no picture at all")
     (tmp_path / "folder.png").mkdir()
-    Image.new("1", (40_000, 40_000)).save(tmp_path / "large.png")
+    Image.new("1", (16_000, 16_000)).save(tmp_path / "large.png")
     bad = ["missing.png", "truncated.jpg", "empty.png", "text.jpg", "folder.png", "large.png"]
-    found, err = classify(trained[0], *[tmp_path / file for file in [*bad, "good.png"]], code=1)
+    found, err = classify(folder, *[tmp_path / file for file in [*bad, "good.png"]], code=1)
     assert list(found) == [str(tmp_path / "good.png")]
     lines = err.strip().split("\n")
     assert len(lines) == len(bad) and all(str(tmp_path / file) in line for file, line in zip(bad, lines))
-    found, err = classify(trained[0], tmp_path / "missing.png", code=1)
+    found, err = classify(folder, tmp_path / "missing.png", code=1)
     assert found == {} and "missing.png" in message(err)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_no_caption_is_cut_off(trained, photo, tmp_path, count):
+def test_no_caption_is_cut_off(folder, photo, tmp_path, count):
     photo.save(tmp_path / "photo.png")
-    classify(trained[0], *[tmp_path / "photo.png"] * count)
-    with Image.open(trained[0] / f"results/{name}-images.png") as picture:
+    classify(folder, *[tmp_path / "photo.png"] * count)
+    with Image.open(folder / f"results/{name}-images.png") as picture:
         assert (np.asarray(picture.convert("RGB"))[:3] == 255).all()  # the captions stand at the top
 
 
-def test_report(trained, data):
-    out, err = run("test.py", "--report", cwd=trained[0], data=data)
+def test_report(folder, data):
+    import tensorflow as tf
+    with tf.summary.create_file_writer(str(folder / "logs" / name / "report")).as_default():
+        tf.summary.image("report", np.zeros((1, 8, 8, 3)), step=0)  # of an earlier report
+    out, err = run("test.py", "--report", cwd=folder, data=data)
     assert err == ""
     accuracy = float(re.search(r"^Test accuracy: ([\d.]+) %$", out, re.M)[1])
     rows = re.findall(r"^(\w+) +(\d+) +(\d+) +([\d.]+)%$", out, re.M)
@@ -158,8 +162,23 @@ def test_report(trained, data):
     assert correct[10] / 400 == pytest.approx(accuracy / 100, abs=1e-6)
     percent = [number / 40 * 100 for number in correct[:10]]
     assert [float(row[3]) for row in rows[:10]] == pytest.approx(percent, abs=0.051)
-    size, colours = size_and_colours(trained[0] / f"results/{name}-report.png")
+    picture = folder / f"results/{name}-report.png"
+    size, colours = size_and_colours(picture)
     assert size == (1700, 800) and colours > 500
+    events = reader(folder / "logs" / name / "report")
+    (tag,) = events.Tags()["tensors"]
+    (event,) = events.Tensors(tag)
+    width, height, logged = event.tensor_proto.string_val
+    assert (int(width), int(height)) == size
+    with Image.open(io.BytesIO(logged)) as logged, Image.open(picture) as saved:
+        assert np.array_equal(np.asarray(logged.convert("RGB")), np.asarray(saved.convert("RGB")))
+
+
+def test_report_of_a_model_without_logs(trained, data, tmp_path):
+    other = tmp_path / f"{name}.h5"
+    other.write_bytes((trained / f"results/{name}.h5").read_bytes())
+    out, err = run("test.py", other, "--report", cwd=tmp_path, data=data)
+    assert err == "" and not (tmp_path / "logs").exists()
 
 
 def test_confusion_matrix(tmp_path, monkeypatch, capsys):
@@ -182,13 +201,13 @@ def test_confusion_matrix(tmp_path, monkeypatch, capsys):
 
 
 def test_curves(trained):
-    size, colours = size_and_colours(trained[0] / f"results/{name}.png")
+    size, colours = size_and_colours(trained / f"results/{name}.png")
     assert size == (1500, 600) and colours > 50
-    rows = list(csv.DictReader((trained[0] / "logs" / name / "epochs.csv").open()))
+    rows = list(csv.DictReader((trained / "logs" / name / "epochs.csv").open()))
     assert set(rows[0]) == {"epoch", "accuracy", "loss", "val_accuracy", "val_loss"}
 
 
-def test_sample_picture(trained, data):
-    run("test.py", cwd=trained[0], data=data)
-    size, colours = size_and_colours(trained[0] / f"results/{name}-sample.png")
+def test_sample_picture(folder, data):
+    run("test.py", cwd=folder, data=data)
+    size, colours = size_and_colours(folder / f"results/{name}-sample.png")
     assert size == (400, 440) and colours > 100

@@ -1,12 +1,15 @@
 """The model that comes with the project."""
+import csv
 import re
 import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from conftest import curves, name, root, run
+from conftest import convolutions, curves, hparams_of, name, reader, root, run
 
 model_file = root / "results" / f"{name}.h5"
 pytestmark = pytest.mark.skipif(not model_file.exists(), reason="this checkout has no recorded model")
@@ -34,7 +37,33 @@ def test_it_labels_a_drawing_without_data_or_training(tmp_path):
     assert re.match(r"drawing\.png: (\w+) \(\1 [\d.]+%, \w+ [\d.]+%, \w+ [\d.]+%\)\n", out) and err == ""
 
 
-def test_recorded_curves_are_whole():
-    for key, values in curves(root / "logs" / name).items():
-        if key.endswith(("_loss", "_accuracy")):
-            assert [step for step, value in values] == list(range(30)), key
+@pytest.mark.parametrize("run_name, epochs, recipe, augment", [
+    (name, 30, "tutorial", False), ("fast", 4, "fast", False), ("fast-augment-30-epochs", 30, "fast", True)])
+def test_recorded_logs_are_whole(run_name, epochs, recipe, augment):
+    log_dir = root / "logs" / run_name
+    found = curves(log_dir)
+    for part in "train", "validation":
+        assert {f"{part}/epoch_loss", f"{part}/epoch_accuracy"} <= set(found)
+    assert ("train/epoch_learning_rate_muon" in found) == (recipe == "fast")
+    for key, values in found.items():
+        assert [step for step, value in values] == list(range(epochs)), key
+    rows = list(csv.DictReader((log_dir / "epochs.csv").open()))
+    last = float(rows[-1]["val_accuracy"])
+    assert len(rows) == epochs and last == pytest.approx(found["validation/epoch_accuracy"][-1][1])
+    assert f"{last:.2%}".replace("%", " %") in (root / "README.md").read_text(encoding="utf-8")
+    assert convolutions(log_dir) == 6
+    (trial, options), = hparams_of(log_dir)
+    expected = {"epochs": epochs, "recipe": recipe, "augment": augment, "batch size": 64, "seed": "1"}
+    assert expected.items() <= options.items() and trial.startswith(run_name)
+
+
+def test_no_picture_of_the_data_set_is_recorded():
+    tracked = subprocess.run(["git", "ls-files", "logs", "results"], cwd=root, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("this is not a checkout")
+    files = [Path(file) for file in tracked.stdout.split()]
+    assert {file.parts[2] for file in files if file.parts[0] == "logs"} == {"epochs.csv", "train", "validation"}
+    assert {file.name for file in files if file.parts[0] == "results"} == {f"{name}.h5", f"{name}.png"}
+    for folder in {root / file.parent for file in files if "tfevents" in file.name}:
+        plugins = {content.plugin_data.plugin_name for content in reader(folder).summary_metadata.values()}
+        assert plugins <= {"scalars", "hparams", "graph_keras_model"}, plugins

@@ -7,34 +7,9 @@ import sys
 import time
 import urllib.request
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from conftest import curves, name, reader, run, start, wait_for
-
-
-def hparams_of(log_dir):
-    """Return [(trial id, {option: value})], one per session that the validation folder holds."""
-    from google.protobuf import struct_pb2
-    from tensorboard.plugins.hparams import plugin_data_pb2
-    found = []
-    events = reader(log_dir / "validation")
-    for tag, content in events.summary_metadata.items():
-        data = plugin_data_pb2.HParamsPluginData.FromString(content.plugin_data.content)
-        if content.plugin_data.plugin_name == "hparams" and data.HasField("session_start_info"):
-            assert len(events.Tensors(tag)) == 1, "two rows"
-            values = {key: getattr(value, value.WhichOneof("kind")) for key, value in
-                      data.session_start_info.hparams.items() if isinstance(value, struct_pb2.Value)}
-            found.append((data.session_start_info.group_name, values))
-    return found
-
-
-def convolutions(log_dir):
-    from tensorflow.core.framework import graph_pb2
-    graph = graph_pb2.GraphDef.FromString(reader(log_dir / "train").Graph().SerializeToString())
-    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
-    return sum(node.op == "Conv2D" for node in nodes)
+from conftest import convolutions, curves, hparams_of, name, run, start, wait_for
 
 
 def expected_options(**changes):
@@ -43,7 +18,7 @@ def expected_options(**changes):
 
 
 def test_graph_and_options(trained):
-    log_dir = trained[0] / "logs" / name
+    log_dir = trained / "logs" / name
     assert convolutions(log_dir) == 6
     (trial, options), = hparams_of(log_dir)
     assert trial.startswith(name) and options == expected_options()
@@ -54,10 +29,9 @@ def two_runs(tmp_path_factory, tiny):
     """The folder of a run that was killed and resumed, and of a second one that has the first's name."""
     folder = tmp_path_factory.mktemp("two")
     options = ["--epochs", 2, "--batch-size", 40]
-    process = start(folder, tiny, *options)
-    assert wait_for(folder / f"results/{name}.checkpoint.npz", process)
-    process.kill()
-    process.communicate()
+    script = start("train.py", *options, cwd=folder, data=tiny)
+    assert wait_for(folder / f"results/{name}.checkpoint.npz", script)
+    script.kill()
     run("train.py", *options, cwd=folder, data=tiny)
     run("train.py", *options, "--seed", 5, cwd=folder, data=tiny)
     return folder
@@ -71,24 +45,6 @@ def test_a_resumed_run_has_one_row_and_a_graph_and_so_has_the_dated_run(two_runs
     for run_name in dated, name:
         assert convolutions(two_runs / "logs" / run_name) == 6
         assert [step for step, value in curves(two_runs / "logs" / run_name)["validation/epoch_accuracy"]] == [0, 1]
-
-
-def test_report_is_logged_for_a_model_with_logs_only(trained, data, tmp_path):
-    folder = trained[0]
-    other = tmp_path / f"{name}.h5"
-    other.write_bytes((folder / f"results/{name}.h5").read_bytes())
-    out, err = run("test.py", other, "--report", cwd=tmp_path, data=data)
-    assert err == "" and not (tmp_path / "logs").exists()
-    for _ in range(2):
-        run("test.py", "--report", cwd=folder, data=data)
-    events = reader(folder / "logs" / name / "report")
-    (tag,) = events.Tags()["tensors"]
-    (event,) = events.Tensors(tag)
-    width, height, picture = event.tensor_proto.string_val
-    assert (int(width), int(height)) == (1700, 800)
-    (tmp_path / "logged.png").write_bytes(picture)
-    with Image.open(tmp_path / "logged.png") as logged, Image.open(folder / f"results/{name}-report.png") as saved:
-        assert np.array_equal(np.asarray(logged.convert("RGB")), np.asarray(saved.convert("RGB")))
 
 
 @contextlib.contextmanager
