@@ -106,10 +106,10 @@ def load(server, archive, folder, mirrors, own="404", code=0):
 def test_good_mirror(server, archive, tmp_path):
     out, err = load(server, archive, tmp_path, ["good", "second"])
     assert server.requests == ["good"] and "test images: 50" in out
-    assert "162 MiB" in out and str(tmp_path / "downloads" / "manual") in out and "B/s" in err
+    assert "162 MiB" in out and (tmp_path / "downloads" / "manual").as_posix() in out and "B/s" in err
     out, err = load(server, archive, tmp_path, ["good"])
     assert server.requests == ["good"], "a request was made although the data are prepared"
-    assert out == f"CIFAR-10 is in {tmp_path / 'cifar10' / '3.0.2'}\ntest images: 50\n" and err == ""
+    assert out == f"CIFAR-10 is in {(tmp_path / 'cifar10' / '3.0.2').as_posix()}\ntest images: 50\n" and err == ""
 
 
 def test_bad_mirrors_then_a_good_one(server, archive, tmp_path):
@@ -140,7 +140,7 @@ def test_no_network(server, archive, tmp_path):
     server.shutdown()
     server.server_close()
     out, err = load(server, archive, tmp_path, ["dead", "dead"], code=1)
-    for way_out in "Try again later", str(tmp_path / "downloads" / "manual"), "TFDS_DATA_DIR":
+    for way_out in "Try again later", (tmp_path / "downloads" / "manual").as_posix(), "TFDS_DATA_DIR":
         assert way_out in message(err)
 
 
