@@ -83,7 +83,7 @@ def load_classifier(path):
     Returns:
         A compiled keras.Model from float32 (batch, 32, 32, 3) to the probabilities (batch, 10).
     Raises:
-        UserError: the file is missing, damaged, unsafe, or of another kind of model.
+        UserError: the file is missing, corrupt, unsafe, or of another kind of model.
     """
     if not path.exists():
         raise UserError(f"There is no model at {path}.\nTrain one first: python train.py")
@@ -91,7 +91,7 @@ def load_classifier(path):
         with h5py.File(path) as file:
             unsafe = '"Lambda"' in str(file.attrs["model_config"])
         model = None if unsafe else keras.models.load_model(path, compile=False)  # in Keras' safe mode
-    except Exception as error:  # whatever h5py, json or Keras make of a damaged file
+    except Exception as error:  # whatever h5py, json or Keras make of a corrupt file
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path} cannot be loaded as a Keras model ({reason}).\n"
                       "Is it whole, and saved as HDF5? python train.py makes a new one.") from error

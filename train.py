@@ -68,7 +68,7 @@ def load_data(batch_size=batch_size, seed=None, augment=False):
     Args:
         batch_size: images per batch.
         seed: int for the same order of training images in every run; None for another order each time.
-        augment: True to flip and shift the training images at random.
+        augment: True for random horizontal flips of the training images.
     Returns:
         ds_train: an endless stream; each pass has every training image once, shuffled over the whole split.
         ds_test: the test images once, in their own order; the last batch is smaller.
@@ -88,11 +88,9 @@ def load_data(batch_size=batch_size, seed=None, augment=False):
     def to_float(images, labels):
         return tf.cast(images, tf.float32) / 255.0, labels
 
-    def flip_and_shift(batch, seed):
+    def flip(batch, seed):
         images, labels = batch
-        images = tf.image.stateless_random_flip_left_right(images, seed)  # each image on its own
-        padded = tf.pad(images, [[0, 0], [2, 2], [2, 2], [0, 0]], mode="REFLECT")
-        return tf.image.stateless_random_crop(padded, tf.shape(images), seed), labels  # the whole batch alike
+        return tf.image.stateless_random_flip_left_right(images, seed), labels  # each image on its own
 
     def read(split):
         return tf.data.TFRecordDataset([str(path) for path in info.splits[split].filepaths])
@@ -109,7 +107,7 @@ def load_data(batch_size=batch_size, seed=None, augment=False):
     ds_train = first_pass.concatenate(later_passes).batch(batch_size)
     ds_train = ds_train.map(to_float, num_parallel_calls=tf.data.AUTOTUNE)
     if augment:
-        ds_train = tf.data.Dataset.zip(ds_train, tf.data.Dataset.random(seed).batch(2)).map(flip_and_shift)
+        ds_train = tf.data.Dataset.zip(ds_train, tf.data.Dataset.random(seed).batch(2)).map(flip)
     ds_train = ds_train.prefetch(tf.data.AUTOTUNE)  # prepares the next batch while the model trains on this one
 
     ds_test = decode_all(read("test"), "test").batch(batch_size).cache()
@@ -397,19 +395,19 @@ def write_atomically(path, write, previous=None):
 
 def save_model(model, path):
     """Save the model as HDF5, in a form that Keras loads on any machine, however it was trained."""
-    def write(part):
-        part.write_bytes(bytes(3 * 4 * model.count_params() + 1_000_000))  # on a full disk, HDF5 would crash
-        model.save(part)
-        if not own_optimizer:
-            return
-        with h5py.File(part, "r+") as file:  # Keras could not train on from the state of an optimizer without steps
-            del file["optimizer_weights"]
-
     for layer in [model, *model.layers]:
         layer.dtype_policy = "float32"  # as the weights are in every case
     own_optimizer = type(model.optimizer) is not keras.optimizers.Adam
     if own_optimizer:  # without this file, Keras could not load it
         model.compile(loss="sparse_categorical_crossentropy", optimizer="adam", metrics=["accuracy"])
+
+    def write(part):
+        part.write_bytes(bytes(3 * 4 * model.count_params() + 1_000_000))  # on a full disk, HDF5 would crash
+        model.save(part)
+        if own_optimizer:
+            with h5py.File(part, "r+") as file:  # Keras could not train on from the state of an Adam without steps
+                del file["optimizer_weights"]
+
     write_atomically(path, write)
 
 
@@ -513,7 +511,7 @@ def fetch_archive(archive, original):
 
 
 def download(url, path):
-    """Download the archive of CIFAR-10; raise OSError or urllib3's HTTPError if it is slow, damaged or not there."""
+    """Download the archive of CIFAR-10; raise OSError or urllib3's HTTPError if it is slow, corrupt or not there."""
     with requests.get(url, stream=True, timeout=(3, 10)) as reply, path.open("wb") as file, tqdm.tqdm(
             total=int(reply.headers.get("Content-Length", 0)), unit="B", unit_scale=True) as bar:
         reply.raise_for_status()
@@ -592,7 +590,7 @@ def parse_args():
     parser.add_argument("--fast", action="store_true",
                         help=f"reach the tutorial's accuracy in {fast_epochs} epochs: another optimizer, other learning"
                              " rates, and 16 bits where they are faster")
-    parser.add_argument("--augment", action="store_true", help="flip and shift training images; pays in long runs")
+    parser.add_argument("--augment", action="store_true", help="flip training images at random; pays in long runs")
     parser.add_argument("--epochs", type=whole(1, 10_000), metavar="N",
                         help=f"passes over the training images (default: {epochs}; with --fast: {fast_epochs})")
     parser.add_argument("--batch-size", type=whole(1, 50_000), default=batch_size, metavar="N",
