@@ -1,6 +1,7 @@
-"""Measure train.py, and train.py --fast, against the tutorial's order of operations: python tests/benchmark.py [ROUNDS]
+"""Time train.py, --fast and the tutorial's order of operations: python tests/benchmark.py [ROUNDS [SIDE ...]]
 
-Every measurement has a process of its own; the sides take turns, ROUNDS (3) times, and the table shows the medians.
+Every measurement has a process of its own; the sides (tutorial, train.py, --fast) take turns, ROUNDS (3) times,
+and the table shows the medians.
 It reads TFDS_DATA_DIR if that is set, and otherwise the tests' small data set, which it makes in a temporary folder.
 """
 import json
@@ -104,8 +105,7 @@ def measure(side, what):
     print(json.dumps(figures))
 
 
-def main(rounds):
-    sides = "tutorial", "train.py", "--fast"
+def main(rounds, sides):
     found = {side: {} for side in sides}
     with tempfile.TemporaryDirectory() as folder:
         if not os.environ.get("TFDS_DATA_DIR"):
@@ -115,22 +115,23 @@ def main(rounds):
             for what in "pipeline", "training":
                 for side in sides if turn % 2 else sides[::-1]:
                     if (side, what) == ("--fast", "pipeline"):
-                        continue  # it is the same
+                        continue  # it is train.py's
                     print(f"round {turn + 1} of {rounds}: {what} of {side}", file=sys.stderr, flush=True)
-                    done = subprocess.run([sys.executable, __file__, side, what], check=True, stdout=subprocess.PIPE,
-                                          text=True)
+                    done = subprocess.run([sys.executable, __file__, "--measure", side, what], check=True,
+                                          stdout=subprocess.PIPE, text=True)
                     for key, value in json.loads(done.stdout.strip().split("\n")[-1]).items():
                         found[side].setdefault(key, []).append(value)
-    print(f"{'median of ' + str(rounds):<22} {'tutorial':>10} {'train.py':>10} {'ratio':>7} {'--fast':>10}")
-    for key in found["tutorial"]:
-        old, new, fast = (statistics.median(found[side].get(key, [math.nan])) for side in sides)
-        print(f"{key:<22} {old:>10.2f} {new:>10.2f} {new / old:>7.2f} {fast:>10.2f}")
-    fast, default = (statistics.median(found[side]["wall, s/epoch"]) for side in ("--fast", "train.py"))
-    print(f"4 epochs of --fast take {4 * fast / (30 * default):.3f} of the time of 30 epochs of train.py")
+    print(f"{'median of ' + str(rounds):<22}" + "".join(f"{side:>12}" for side in sides))
+    median = {side: {key: statistics.median(values) for key, values in found[side].items()} for side in sides}
+    for key in median[sides[0]]:
+        print(f"{key:<22}" + "".join(f"{median[side].get(key, math.nan):>12.2f}" for side in sides))
+    if {"--fast", "train.py"} <= set(sides):
+        share = 4 * median["--fast"]["wall, s/epoch"] / (30 * median["train.py"]["wall, s/epoch"])
+        print(f"4 epochs of --fast take {share:.3f} of the time of 30 epochs of train.py")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        measure(*sys.argv[1:])
+    if sys.argv[1:2] == ["--measure"]:
+        measure(*sys.argv[2:])
     else:
-        main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 3, sys.argv[2:] or ["tutorial", "train.py", "--fast"])

@@ -21,7 +21,7 @@ from conftest import (
     wait_for,
 )
 
-options = ["--seed", 1, "--fast", "--augment"]  # 4 epochs of 2 steps on the tiny data set
+options = ["--seed", 1, "--fast", "--augment"]  # 4 epochs of one step on the tiny data set
 
 
 def without(*dropped):

@@ -34,8 +34,8 @@ def test_bad_option_in_a_process(tmp_path, tiny):
 
 
 def test_batch_larger_than_the_split(tmp_path, tiny):
-    out, err = run("train.py", "--batch-size", 151, cwd=tmp_path, data=tiny, code=1)
-    assert "--batch-size 151" in message(err)
+    out, err = run("train.py", "--batch-size", 101, cwd=tmp_path, data=tiny, code=1)
+    assert "--batch-size 101" in message(err)
 
 
 @pytest.mark.parametrize("path", ["results", "logs", f"logs/{name}"])
