@@ -40,7 +40,7 @@ def test_twenty_kills(undisturbed, tiny, tmp_path):
             wait_for(tmp_path / f"results/part-{name}.checkpoint.npz", script)
             time.sleep(moments.uniform(0, 0.05))
         else:
-            deadline = time.monotonic() + moments.uniform(0, 6)
+            deadline = time.monotonic() + moments.uniform(0, 4)
             while script.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.01)
         out, err = script.kill()
