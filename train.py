@@ -21,8 +21,16 @@ from pathlib import Path
 script = Path(sys.argv[0]).name
 is_script = script in ("train.py", "test.py")
 stderr = os.dup(2)
+
+
+def stop(where=""):
+    """Answer Ctrl-C at once; a normal exit would wait for the threads of a download."""
+    os.write(stderr, f"\nStopped{where}.\n".encode())
+    os._exit(130)
+
+
 if is_script:
-    signal.signal(signal.SIGINT, lambda *_: (os.write(stderr, b"\nStopped.\n"), os._exit(130)))
+    signal.signal(signal.SIGINT, lambda *_: stop())
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -264,10 +272,10 @@ class Checkpoint(keras.callbacks.Callback):
         network = json.dumps(model.get_config(), default=str)
         options = {**options, "network": hashlib.sha256(network.encode()).hexdigest()[:8]}
         if self.history:
-            saved = self.options
-            other = [f"{key} {saved[key]}, not {now}" for key, now in options.items() if saved[key] != now]
+            saved = dict(self.options)
             if options["recipe"] == "tutorial" and options["epochs"] > saved["epochs"]:
-                del other[0]  # more epochs are fine, where the learning rate does not depend on their number
+                saved["epochs"] = options["epochs"]  # more are fine where the learning rate does not depend on them
+            other = [f"{key} {saved[key]}, not {now}" for key, now in options.items() if saved[key] != now]
             if other:
                 raise UserError(f"{self.path} is of an unfinished run with {'; '.join(other)}.\n"
                                 "Give the same options to resume it, --restart to discard it, or another --name.")
@@ -303,11 +311,9 @@ class Checkpoint(keras.callbacks.Callback):
     def stop(self, *_):
         """Answer Ctrl-C at once, and say how far the training is. No file is ever half written, so this is safe."""
         epoch, epochs = len(self.history) + 1, self.options["epochs"]
-        where = f"in epoch {epoch} of {epochs}; the same command resumes."
         if epoch > epochs:
-            where = "after the last epoch; the same command saves the model."
-        os.write(stderr, f"\nStopped {where}\n".encode())
-        os._exit(130)
+            stop(" after the last epoch; the same command saves the model")
+        stop(f" in epoch {epoch} of {epochs}; the same command resumes")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -615,8 +621,7 @@ def run(main):
         main()
         sys.stdout.flush()
     except KeyboardInterrupt:
-        os.write(stderr, b"\nStopped.\n")
-        os._exit(130)  # at once: a normal exit would wait for the threads of a download
+        stop()
     except BrokenPipeError:  # `python test.py | head` has read enough
         os._exit(1)
     except UserError as error:

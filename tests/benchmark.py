@@ -55,7 +55,8 @@ def measure_training(load_data, validation_steps, fast):
     ds_train, ds_test, info = load_data()
     optimizer = "adam"
     if fast:
-        precision, optimizer = train.faster_precision(), train.Muon(train.OneCycle(train.adam_peak, 4 * 781))
+        precision = train.faster_precision()
+        optimizer = train.Muon(train.OneCycle(train.adam_peak, train.fast_epochs * 781))
         print(f"--fast trains in {precision}", file=sys.stderr)
         keras.config.set_dtype_policy(precision)
     model = train.create_model((32, 32, 3), optimizer)

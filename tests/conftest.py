@@ -18,15 +18,14 @@ sys.path.insert(0, str(root))
 name = "cifar10-model-v1"
 checkpoint = f"results/{name}.checkpoint.npz"
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as train.py sets it, whichever test imports TensorFlow first
-os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # the workers share the cores
 
 
 def environment(data, **changes):
     """The environment of a machine without a display, with its data sets in `data`."""
     kept = {key: value for key, value in os.environ.items()
             if key not in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND", "TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS")}
-    return {**kept, "TFDS_DATA_DIR": str(data), "PYTHONUTF8": "1",
-            "TF_NUM_INTRAOP_THREADS": "1", **changes}  # the workers share the cores
+    return {**kept, "TFDS_DATA_DIR": str(data), "PYTHONUTF8": "1", **changes}
 
 
 def plain(text):

@@ -12,16 +12,12 @@ import pytest
 from conftest import convolutions, curves, hparams_of, name, run, start, wait_for
 
 
-def expected_options(**changes):
-    return {"epochs": 2, "batch size": 16, "seed": "1", "augment": False, "recipe": "tutorial", "precision": "float32",
-            **changes}
-
-
 def test_graph_and_options(trained):
     log_dir = trained / "logs" / name
     assert convolutions(log_dir) == 6
     (trial, options), = hparams_of(log_dir)
-    assert trial.startswith(name) and options == expected_options()
+    assert trial.startswith(name) and options == {
+        "epochs": 2, "batch size": 16, "seed": "1", "augment": False, "recipe": "tutorial", "precision": "float32"}
 
 
 @pytest.fixture(scope="module")
