@@ -132,20 +132,19 @@ def create_model(input_shape, optimizer="adam"):
     Returns:
         A compiled keras.Sequential from images in [0, 1] to the probabilities of the ten classes.
     """
-    model = keras.Sequential([keras.Input(input_shape)])
+    network = [keras.Input(input_shape)]
     for filters in 32, 64, 128:
-        model.add(layers.Conv2D(filters, (3, 3), padding="same"))
-        model.add(layers.Activation("relu"))
-        model.add(layers.Conv2D(filters, (3, 3), padding="same"))
-        model.add(layers.Activation("relu"))
-        model.add(layers.MaxPooling2D((2, 2)))
-        model.add(layers.Dropout(0.25))
-    model.add(layers.Flatten())
-    model.add(layers.Dense(1024))
-    model.add(layers.Activation("relu"))
-    model.add(layers.Dropout(0.5))
-    model.add(layers.Dense(num_classes))
-    model.add(layers.Activation("softmax", dtype="float32"))  # 16 bits would be too few for the loss
+        network += [
+            layers.Conv2D(filters, (3, 3), padding="same"), layers.Activation("relu"),
+            layers.Conv2D(filters, (3, 3), padding="same"), layers.Activation("relu"),
+            layers.MaxPooling2D((2, 2)), layers.Dropout(0.25),
+        ]
+    network += [
+        layers.Flatten(),
+        layers.Dense(1024), layers.Activation("relu"), layers.Dropout(0.5),
+        layers.Dense(num_classes), layers.Activation("softmax", dtype="float32"),  # 16 bits: too few for the loss
+    ]
+    model = keras.Sequential(network)
     model.summary()
     model.compile(loss="sparse_categorical_crossentropy", optimizer=optimizer, metrics=["accuracy"])
     return model
@@ -281,6 +280,8 @@ class Checkpoint(keras.callbacks.Callback):
                                 "Give the same options to resume it, --restart to discard it, or another --name.")
         self.options, self.loggers = options, loggers
         model.optimizer.build(model.trainable_variables)
+        model.compute_metrics(None, np.zeros(1), np.zeros((1, num_classes)))  # makes their variables, too: with all of
+        # them there, `fit` traces the training step once, not twice, and starts a second earlier
         self.variables = model.variables + model.optimizer.variables
         if self.history:
             for variable, value in zip(self.variables, self.values):

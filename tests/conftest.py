@@ -55,6 +55,14 @@ def run(script, *arguments, code=0, **options):
     return out, err
 
 
+def run_after(preparation, script, *arguments, cwd, **options):
+    """Run a script as run() does, in a process that runs the lines of `preparation` first."""
+    program = cwd / "program.py"
+    program.write_text(f"import runpy, sys\n{preparation}\ndel sys.argv[0]\nsys.path[0] = {str(root)!r}\n"
+                       "runpy.run_path(sys.argv[0], run_name='__main__')")
+    return run(program, root / script, *arguments, cwd=cwd, **options)
+
+
 def wait_for(path, script, seconds=120):
     """Wait until `path` exists; False if the script ends first."""
     deadline = time.monotonic() + seconds
@@ -106,9 +114,9 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """TFDS_DATA_DIR with 100 training and 50 test images, for runs that are about something else than learning."""
+    """TFDS_DATA_DIR with 70 training and 40 test images, for runs that are about something else than learning."""
     return once(tmp_path_factory, "tiny", lambda folder: run(
-        "tests/small_cifar10.py", folder, 10, 5, cwd=folder, data=folder))
+        "tests/small_cifar10.py", folder, 7, 4, cwd=folder, data=folder))
 
 
 @pytest.fixture(scope="session")
@@ -207,7 +215,7 @@ def take(dataset, images):
 @pytest.fixture(scope="module")
 def undisturbed(request, tmp_path_factory, tiny):
     """The folder of a whole run with the `options` of the module of tests, four epochs."""
-    return once(tmp_path_factory, f"undisturbed-{request.module.__name__}", lambda folder: run(
+    return once(tmp_path_factory, "undisturbed" + "".join(map(str, request.module.options)), lambda folder: run(
         "train.py", *request.module.options, cwd=folder, data=tiny))
 
 
@@ -219,7 +227,7 @@ def half_done(request, tmp_path_factory, tiny):
         assert wait_for(folder / f"results/previous-{name}.checkpoint.npz", script)
         assert wait_for(folder / checkpoint, script)
         script.kill()
-    return once(tmp_path_factory, f"half-{request.module.__name__}", half)
+    return once(tmp_path_factory, "half" + "".join(map(str, request.module.options)), half)
 
 
 @pytest.fixture

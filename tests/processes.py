@@ -5,6 +5,7 @@ it becomes the script, from the first line on, as `python train.py` would. Elsew
 safe, and every start is an ordinary one.
 """
 import functools
+import gc
 import importlib
 import json
 import os
@@ -28,6 +29,7 @@ def serve():
     import tensorflow  # noqa: F401
     import tensorflow_datasets  # noqa: F401
     import tqdm  # noqa: F401
+    gc.freeze()  # else each fork would copy the packages' memory when it looks for garbage, 1.1 s of CPU at its end
     for line in sys.stdin:
         request = json.loads(line)
         if "pid" in request:

@@ -135,4 +135,4 @@ def test_a_model_trained_in_16_bits_is_like_any_other(policy, tiny, tmp_path):
     assert found and all(dtype == np.float32 for dtype in found)
     out, err = run("test.py", cwd=tmp_path, data=tiny)
     accuracy = float(out.split("Test accuracy: ")[1].split()[0]) / 100
-    assert err == "" and abs(accuracy - float(last)) <= 0.0601  # 16 bits may see 3 of the 50 images otherwise
+    assert err == "" and abs(accuracy - float(last)) <= 0.0501  # 16 bits may see 2 of the 40 images otherwise

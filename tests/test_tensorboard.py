@@ -2,8 +2,6 @@
 import contextlib
 import json
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
 
@@ -24,7 +22,7 @@ def test_graph_and_options(trained):
 def two_runs(tmp_path_factory, tiny):
     """The folder of a run that was killed and resumed, and of a second one that has the first's name."""
     folder = tmp_path_factory.mktemp("two")
-    options = ["--epochs", 2, "--batch-size", 40]
+    options = ["--epochs", 2, "--batch-size", 30]
     script = start("train.py", *options, cwd=folder, data=tiny)
     assert wait_for(folder / f"results/{name}.checkpoint.npz", script)
     script.kill()
@@ -49,8 +47,9 @@ def tensorboard(folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-m", "tensorboard.main", "--logdir=logs", f"--port={port}"],
-                              cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    program = folder / "program.py"
+    program.write_text("import tensorboard.main; tensorboard.main.run_main()")
+    server = start(program, "--logdir=logs", f"--port={port}", cwd=folder, data=folder)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def get(path, post=None, parse=json.loads):
@@ -68,8 +67,7 @@ def tensorboard(folder):
             time.sleep(0.5)
         yield get
     finally:
-        server.terminate()
-        server.wait()
+        server.kill()
 
 
 def test_tensorboard_serves_curves_graph_and_options(two_runs):
