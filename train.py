@@ -76,7 +76,7 @@ def load_data(batch_size=batch_size, seed=None, augment=False):
     Args:
         batch_size: images per batch.
         seed: int for the same order of training images in every run; None for another order each time.
-        augment: True for random horizontal flips of the training images.
+        augment: True to flip training images horizontally and to shift them by up to 2 pixels, at random.
     Returns:
         ds_train: an endless stream; each pass has every training image once, shuffled over the whole split.
         ds_test: the test images once, in their own order; the last batch is smaller.
@@ -96,9 +96,11 @@ def load_data(batch_size=batch_size, seed=None, augment=False):
     def to_float(images, labels):
         return tf.cast(images, tf.float32) / 255.0, labels
 
-    def flip(batch, seed):
-        images, labels = batch
-        return tf.image.stateless_random_flip_left_right(images, seed), labels  # each image on its own
+    def flip_and_shift(example, seed):
+        image, label = example
+        image = tf.image.stateless_random_flip_left_right(image, seed)
+        image = tf.pad(image, [[2, 2], [2, 2], [0, 0]], "REFLECT")
+        return tf.image.stateless_random_crop(image, (32, 32, 3), seed + 1), label
 
     def read(split):
         return tf.data.TFRecordDataset([str(path) for path in info.splits[split].filepaths])
@@ -112,10 +114,11 @@ def load_data(batch_size=batch_size, seed=None, augment=False):
     size = info.splits["train"].num_examples
     first_pass = decode_all(read("train").shuffle(size, seed=seed, reshuffle_each_iteration=False), "train").cache()
     later_passes = first_pass.shuffle(size, seed=seed).repeat()
-    ds_train = first_pass.concatenate(later_passes).batch(batch_size)
-    ds_train = ds_train.map(to_float, num_parallel_calls=tf.data.AUTOTUNE)
+    ds_train = first_pass.concatenate(later_passes)
     if augment:
-        ds_train = tf.data.Dataset.zip(ds_train, tf.data.Dataset.random(seed).batch(2)).map(flip)
+        seeds = tf.data.Dataset.random(seed).batch(2)
+        ds_train = tf.data.Dataset.zip(ds_train, seeds).map(flip_and_shift, num_parallel_calls=tf.data.AUTOTUNE)
+    ds_train = ds_train.batch(batch_size).map(to_float, num_parallel_calls=tf.data.AUTOTUNE)
     ds_train = ds_train.prefetch(tf.data.AUTOTUNE)  # prepares the next batch while the model trains on this one
 
     ds_test = decode_all(read("test"), "test").batch(batch_size).cache()
@@ -205,9 +208,11 @@ def main():
     precision, optimizer = "float32", keras.optimizers.Adam()
     if args.fast:
         precision = checkpoint.options.get("precision") or faster_precision()
-        optimizer = Muon(OneCycle(adam_peak, args.epochs * steps_per_epoch))
+        scale = min(1, fast_epochs / args.epochs) ** 0.5  # longer runs get further with lower rates
+        optimizer = Muon(OneCycle(scale * adam_peak, args.epochs * steps_per_epoch))
         print(f"Fast recipe: {args.epochs} epochs in {precision}, Muon for the convolutions, Adam for the rest;\n"
-              f"their learning rates rise to {muon_peak} and {adam_peak}, then fall to 0", flush=True)
+              f"their learning rates rise to {scale * muon_peak:.2g} and {scale * adam_peak:.2g}, then fall to 0",
+              flush=True)
     keras.config.set_dtype_policy(precision)
     model = create_model(info.features["image"].shape, optimizer)
 
@@ -593,7 +598,8 @@ def parse_args():
     parser.add_argument("--fast", action="store_true",
                         help=f"reach the tutorial's accuracy in {fast_epochs} epochs: another optimizer, other learning"
                              " rates, and 16 bits where they are faster")
-    parser.add_argument("--augment", action="store_true", help="flip training images at random; pays in long runs")
+    parser.add_argument("--augment", action="store_true",
+                        help="flip and shift training images at random; pays in long runs")
     parser.add_argument("--epochs", type=whole(1, 10_000), metavar="N",
                         help=f"passes over the training images (default: {epochs}; with --fast: {fast_epochs})")
     parser.add_argument("--batch-size", type=whole(1, 50_000), default=batch_size, metavar="N",

@@ -28,17 +28,25 @@ def without(*dropped):
     return [option for option in options if option not in dropped]
 
 
-def test_augment_flips_half_of_the_training_images(load):
+def test_augment_flips_half_of_the_training_images_and_shifts_them(load):
     ds_train, ds_test, info = load(batch_size=50, seed=3, augment=True)
     images, labels = take(ds_train, 2000)
     originals, same_labels = take(load(batch_size=50, seed=3)[0], 2000)
-    assert images.dtype == np.float32 and (labels == same_labels).all()
-    flipped = (images == originals[:, :, ::-1]).all(axis=(1, 2, 3))
-    assert (flipped != (images == originals).all(axis=(1, 2, 3))).all(), "an image is neither flipped nor as it was"
-    assert 400 < sum(flipped[:1000]) < 600 and 400 < sum(flipped[1000:]) < 600  # 6 standard deviations around 500
-    first, second = (dict(zip(keys(originals[part], labels[part]), flipped[part])) for part in (
-        slice(1000), slice(1000, 2000)))
-    assert 400 < sum(first[image] != second[image] for image in first) < 600, "both passes flip the same images"
+    assert images.dtype == np.float32 and images.shape == originals.shape and (labels == same_labels).all()
+    padded = np.pad(originals, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
+    found = np.zeros((2, 5, 5, 2000), bool)  # flipped, shifted down, shifted right
+    for rows, columns in np.ndindex(5, 5):
+        for flipped, source_images in enumerate((padded, padded[:, :, ::-1])):
+            cut = source_images[:, rows:rows + 32, columns:columns + 32]
+            found[flipped, rows, columns] = (cut == images).all(axis=(1, 2, 3))
+    assert (found.sum(axis=(0, 1, 2)) == 1).all(), "an image is something else than flipped and shifted"
+    assert (850 < found.sum(axis=(1, 2, 3))).all(), "not half of the images are flipped"  # 1,000, less 6.7 deviations
+    assert (290 < found.sum(axis=(0, 2, 3))).all() and (290 < found.sum(axis=(0, 1, 3))).all()  # 400, less 6
+    assert (10 < found.sum(axis=3)).all(), "a flip and a shift depend on each other"  # 40, less 4.8
+    kinds = found.reshape(50, 2, 1000).argmax(axis=0)
+    first, second = (dict(zip(keys(originals[part], labels[part]), kind)) for part, kind in zip(
+        (slice(1000), slice(1000, 2000)), kinds))
+    assert sum(first[image] != second[image] for image in first) > 900, "both passes change the images alike"
     assert np.array_equal(take(load(batch_size=50, seed=3, augment=True)[0], 1000)[0], images[:1000])
     assert sorted(keys(*take(ds_test, 400))) == source(40, seed=1), "test images are never changed"
 
@@ -73,7 +81,7 @@ def test_muon_makes_singular_values_about_equal():
 def test_it_says_what_it_does_and_resumes_to_the_same_bytes(half, undisturbed, tiny):
     out, err = run("train.py", *options, cwd=half, data=tiny)
     assert "Resuming after epoch" in out and err == ""
-    assert "Fast recipe: 4 epochs in " in out and "Muon" in out and "0.003 and 0.002" in out
+    assert "Fast recipe: 4 epochs in " in out and "Muon" in out and "rise to 0.003 and 0.002" in out
     same_as_undisturbed(half, undisturbed)
 
 
