@@ -65,18 +65,19 @@ model_name = "cifar10-model-v1"  # of results/NAME.h5 and logs/NAME
 
 # The dials of --fast. They were chosen on 5,000 training images kept aside, and belong to batches of 64.
 fast_epochs = 4
-adam_peak = 0.002  # highest learning rate of Adam
+adam_peak = 0.002  # highest learning rate of Adam; longer runs have lower ones
 muon_peak = 0.003  # and of Muon
 warm_up = 0.15  # part of the run in which the learning rates rise
 
 
-def load_data(batch_size=batch_size, seed=None, augment=False):
+def load_data(batch_size=batch_size, seed=None, augment=False, done=0):
     """Load CIFAR-10 as two streams of batches: images float32 (batch, 32, 32, 3) in [0, 1], labels int64 (batch,).
 
     Args:
         batch_size: images per batch.
         seed: int for the same order of training images in every run; None for another order each time.
         augment: True to flip training images horizontally and to shift them by up to 2 pixels, at random.
+        done: finished epochs of a run that resumes; with a seed, the images that they have seen are skipped.
     Returns:
         ds_train: an endless stream; each pass has every training image once, shuffled over the whole split.
         ds_test: the test images once, in their own order; the last batch is smaller.
@@ -114,9 +115,10 @@ def load_data(batch_size=batch_size, seed=None, augment=False):
     size = info.splits["train"].num_examples
     first_pass = decode_all(read("train").shuffle(size, seed=seed, reshuffle_each_iteration=False), "train").cache()
     later_passes = first_pass.shuffle(size, seed=seed).repeat()
-    ds_train = first_pass.concatenate(later_passes)
+    seen = 0 if seed is None else done * (size // batch_size) * batch_size
+    ds_train = first_pass.concatenate(later_passes).skip(seen)
     if augment:
-        seeds = tf.data.Dataset.random(seed).batch(2)
+        seeds = tf.data.Dataset.random(seed).batch(2).skip(seen)
         ds_train = tf.data.Dataset.zip(ds_train, seeds).map(flip_and_shift, num_parallel_calls=tf.data.AUTOTUNE)
     ds_train = ds_train.batch(batch_size).map(to_float, num_parallel_calls=tf.data.AUTOTUNE)
     ds_train = ds_train.prefetch(tf.data.AUTOTUNE)  # prepares the next batch while the model trains on this one
@@ -196,12 +198,13 @@ def main():
     args = parse_args()
     model_file, curves_file, log_dir = output_paths(args.name)
 
-    ds_train, ds_test, info = load_data(args.batch_size, args.seed, args.augment)
+    checkpoint = Checkpoint(model_file.with_suffix(".checkpoint.npz"), args.restart)
+    done = len(checkpoint.history)
+    ds_train, ds_test, info = load_data(args.batch_size, args.seed, args.augment, done)
     steps_per_epoch = info.splits["train"].num_examples // args.batch_size
     if not steps_per_epoch:
         raise UserError(f"--batch-size {args.batch_size}: there are fewer training images than that.")
 
-    checkpoint = Checkpoint(model_file.with_suffix(".checkpoint.npz"), args.restart)
     if args.seed is not None:
         keras.utils.set_random_seed(args.seed)
     print(f"Training on: {device_name()}", flush=True)
@@ -219,11 +222,9 @@ def main():
     options = {"epochs": args.epochs, "batch size": args.batch_size, "seed": args.seed, "augment": args.augment,
                "recipe": "fast" if args.fast else "tutorial", "precision": precision}
     loggers = [keras.callbacks.CSVLogger(log_dir / "epochs.csv"), TensorBoard(log_dir, options)]
-    done = checkpoint.restore(model, options, loggers)
+    checkpoint.restore(model, options, loggers)
     if done:
         print(f"Resuming after epoch {done} of {args.epochs}", flush=True)
-        if args.seed is not None:
-            ds_train = ds_train.skip(done * steps_per_epoch)  # these images were seen before the interruption
     else:
         keep_earlier_run(model_file, curves_file, log_dir)
 
@@ -269,7 +270,7 @@ class Checkpoint(keras.callbacks.Callback):
                 print(f"The checkpoint {file} cannot be read ({type(error).__name__}); it is now {aside}", flush=True)
 
     def restore(self, model, options, loggers):
-        """Put the checkpoint, if there is one, into the compiled model; return the number of epochs that are done.
+        """Put the checkpoint, if there is one, into the compiled model.
 
         `options` must be those of the interrupted run, or UserError is raised. `loggers` are callbacks of `fit`.
         """
@@ -291,7 +292,6 @@ class Checkpoint(keras.callbacks.Callback):
         if self.history:
             for variable, value in zip(self.variables, self.values):
                 variable.assign(value)
-        return len(self.history)
 
     def on_train_begin(self, logs=None):
         """Log the finished epochs anew: the logs then have each epoch once, whenever the run was killed."""
