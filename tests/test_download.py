@@ -125,6 +125,7 @@ def test_bad_mirrors_then_a_good_one(server, archive, tmp_path):
 def test_all_mirrors_bad_then_the_original(server, archive, tmp_path):
     out, err = load(server, archive, tmp_path, ["dead", "wrong"], own="cifar-10-binary.tar.gz")
     assert server.requests == ["wrong", "cifar-10-binary.tar.gz"] and "test images: 50" in out
+    assert (tmp_path / "downloads/manual/cifar-10-binary.tar.gz").read_bytes() == archive.read_bytes()
 
 
 def test_everything_bad(server, archive, tmp_path):
