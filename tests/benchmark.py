@@ -52,13 +52,12 @@ def measure_training(load_data, validation_steps, fast):
     import keras
 
     import train
+    from support import machine, recipe
     ds_train, ds_test, info = load_data()
     optimizer = "adam"
     if fast:
-        precision = train.faster_precision()
-        optimizer = train.Muon(train.OneCycle(train.adam_peak, train.fast_epochs * 781))
-        print(f"--fast trains in {precision}", file=sys.stderr)
-        keras.config.set_dtype_policy(precision)
+        keras.config.set_dtype_policy(machine.faster_precision())
+        optimizer = recipe.fast_optimizer(recipe.fast_epochs, 781)
     model = train.create_model((32, 32, 3), optimizer)
     clock = {}
 

@@ -17,15 +17,30 @@ root = Path(__file__).parents[1]
 sys.path.insert(0, str(root))
 name = "cifar10-model-v1"
 checkpoint = f"results/{name}.checkpoint.npz"
+options = ["--epochs", 4, "--batch-size", 20, "--seed", 1]  # 3 steps an epoch on the tiny data set
+in_one_go = ["--epochs", 1, "--batch-size", 70]
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as train.py sets it, whichever test imports TensorFlow first
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # the workers share the cores
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals, permissions or limits; Windows has others")
+
+# Root gives up what lets it pass over permissions: capabilities 1 and 2 of Linux, in version 3 of its calls.
+without_privileges = """
+import ctypes
+if sys.platform == "linux":
+    version, sets = (ctypes.c_uint32 * 2)(0x20080522), (ctypes.c_uint32 * 6)()
+    assert ctypes.CDLL(None).capget(version, sets) == 0
+    sets[0] &= ~0b110
+    assert ctypes.CDLL(None).capset(version, sets) == 0
+"""
 
 
 def environment(data, **changes):
     """The environment of a machine without a display, with its data sets in `data`."""
     kept = {key: value for key, value in os.environ.items()
-            if key not in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND", "TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS")}
-    return {**kept, "TFDS_DATA_DIR": str(data), "PYTHONUTF8": "1", **changes}
+            if key not in ("DISPLAY", "WAYLAND_DISPLAY", "TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS")}
+    # Windows and macOS always have a display, where a window would wait for its user
+    return {**kept, "TFDS_DATA_DIR": str(data), "PYTHONUTF8": "1", "MPLBACKEND": "Agg", **changes}
 
 
 def plain(text):
@@ -63,10 +78,18 @@ def run_after(preparation, script, *arguments, cwd, **options):
     return run(program, root / script, *arguments, cwd=cwd, **options)
 
 
-def wait_for(path, script, seconds=120):
-    """Wait until `path` exists; False if the script ends first."""
+def size_of(path):
+    """The size of a file in bytes, -1 if there is none, or none that can be looked at now."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def wait_for(path, script, seconds=120, size=0):
+    """Wait until `path` exists and has `size` bytes; False if the script ends first."""
     deadline = time.monotonic() + seconds
-    while not path.exists():
+    while size_of(path) < size:
         if script.poll() is not None:
             return False
         assert time.monotonic() < deadline, f"{path} did not come"
@@ -136,10 +159,31 @@ def end_of_the_server():
         processes.server().end()
 
 
+def write_model(path, *layers, shape=(32, 32, 3)):
+    """Save an untrained model, as a stranger would have made it."""
+    import keras
+    made = [eval(layer, {"L": keras.layers}) for layer in layers]
+    keras.Sequential([keras.Input(shape), *made]).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "small.h5"
+    return write_model(path, "L.Flatten()", "L.Dense(10, activation='softmax')")
+
+
 @pytest.fixture
 def folder(trained, tmp_path):
     """A copy of that folder, to be written to."""
     return shutil.copytree(trained, tmp_path / "trained")
+
+
+def size_and_colours(path):
+    """The size of a picture and the number of its colours."""
+    from PIL import Image
+    with Image.open(path) as picture:
+        return picture.size, len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0))
 
 
 def reader(folder):
@@ -190,10 +234,9 @@ def convolutions(log_dir):
 @pytest.fixture
 def load(monkeypatch, data):
     """load_data, in this process, on the small data set."""
-    import tensorflow_datasets as tfds
-
     import train
-    monkeypatch.setattr(train.tfds, "builder", lambda name: tfds.builder_cls(name)(data_dir=data))
+    from support.download import tfds
+    monkeypatch.setattr(tfds, "builder", lambda name: tfds.builder_cls(name)(data_dir=data))
     return train.load_data
 
 
@@ -225,7 +268,7 @@ def half_done(request, tmp_path_factory, tiny):
     def half(folder):
         script = start("train.py", *request.module.options, cwd=folder, data=tiny)
         assert wait_for(folder / f"results/previous-{name}.checkpoint.npz", script)
-        assert wait_for(folder / checkpoint, script)
+        assert wait_for(folder / checkpoint, script, size=1_000_000)
         script.kill()
     return once(tmp_path_factory, "half" + "".join(map(str, request.module.options)), half)
 

@@ -24,6 +24,7 @@ def serve():
     import h5py  # noqa: F401
     import keras  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
+    import pooch  # noqa: F401
     import requests  # noqa: F401
     import tensorboard.plugins.hparams.api  # noqa: F401
     import tensorflow  # noqa: F401

@@ -9,21 +9,22 @@ import time
 
 import pytest
 
-from conftest import environment, message, plain, root, start
+from conftest import environment, in_one_go, message, plain, posix, root, run, run_after, start, without_privileges
 from small_cifar10 import make_archive
 
 fetch = """
 import pathlib, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import small_cifar10, train
+from support import download, messages
 import tensorflow_datasets as tfds
 small_cifar10.register(pathlib.Path({archive!r}))
 known = tfds.builder_cls("cifar10").url_infos  # the original address is one of ours, too
 known["http://127.0.0.1:{port}/{own}"] = known.pop(next(iter(known)))
 tfds.builder_cls("cifar10")._cifar_info = property(
     lambda self, info=tfds.builder_cls("cifar10")._cifar_info.fget: info(self)._replace(url=next(iter(known))))
-train.mirrors, train.archive_sha256 = {mirrors!r}, {sha256!r}
-train.run(lambda: print("test images:", sum(1 for _ in train.load_data()[1].unbatch())))
+download.mirrors, download.archive_sha256 = {mirrors!r}, {sha256!r}
+messages.run(lambda: print("test images:", sum(1 for _ in train.load_data()[1].unbatch())))
 """
 
 
@@ -56,9 +57,9 @@ def server(archive):
                     self.wfile.write(content[:1000])
                     time.sleep(60)
                 elif kind == "slow":
-                    for start in range(0, len(content), 100):
-                        self.wfile.write(content[start:start + 100])
-                        time.sleep(0.5)
+                    for part in range(12):
+                        self.wfile.write(content[len(content) * part // 12:len(content) * (part + 1) // 12])
+                        time.sleep(1)
                 elif kind == "cut":
                     self.wfile.write(content[:len(content) // 2])
                 elif kind == "wrong":
@@ -99,7 +100,7 @@ def load(server, archive, folder, mirrors, own="404", code=0):
     out, err = map(plain, script.wait(300))
     assert script.returncode == code, out[-2000:] + err[-4000:]
     assert "Traceback" not in err
-    assert not list(folder.rglob("*.part"))
+    assert leftovers(folder) == []
     return out, err
 
 
@@ -113,13 +114,18 @@ def test_good_mirror(server, archive, tmp_path):
 
 
 def test_bad_mirrors_then_a_good_one(server, archive, tmp_path):
-    bad = ["dead", "404", "stalls", "slow", "cut", "wrong"]
+    bad = ["dead", "404", "stalls", "cut", "wrong"]
     out, err = load(server, archive, tmp_path, [*bad, "good"])
     assert server.requests == [*bad[1:], "good"]
     dropped = [line for line in out.split("\n") if line.startswith("Not downloaded from ")]
     assert len(dropped) == len(bad) and all(f"/{kind}: " in line for kind, line in zip(bad, dropped))
     assert "test images: 50" in out
     assert (tmp_path / "downloads/manual/cifar-10-binary.tar.gz").read_bytes() == archive.read_bytes()
+
+
+def test_a_slow_line_is_no_reason_to_drop_a_mirror(server, archive, tmp_path):
+    out, err = load(server, archive, tmp_path, ["slow", "good"])
+    assert server.requests == ["slow"] and "test images: 50" in out
 
 
 def test_all_mirrors_bad_then_the_original(server, archive, tmp_path):
@@ -161,7 +167,7 @@ def test_wrong_archive_brought_by_hand(server, archive, tmp_path):
 
 
 def leftovers(folder):
-    return [path for pattern in ("*.part", "*incomplete*", "*.tmp.*") for path in folder.rglob(pattern)]
+    return [path for pattern in ("tmp????????", "*incomplete*", "*.tmp.*") for path in folder.rglob(pattern)]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
@@ -171,7 +177,7 @@ def test_ctrl_c_leaves_nothing_and_a_kill_leaves_nothing_for_long(moment, server
     for stop in signal.SIGINT, signal.SIGKILL:
         script = start_load(server, archive, tmp_path, mirrors)
         deadline = time.monotonic() + 120
-        while not list(tmp_path.rglob("*.part" if moment == "download" else "incomplete.*")):
+        while not list(tmp_path.rglob("manual/tmp*" if moment == "download" else "incomplete.*")):
             assert time.monotonic() < deadline and script.poll() is None
             time.sleep(0.001)
         script.send_signal(stop)
@@ -183,3 +189,50 @@ def test_ctrl_c_leaves_nothing_and_a_kill_leaves_nothing_for_long(moment, server
     shutil.rmtree(tmp_path / "downloads" / "manual" / archive.name, ignore_errors=True)
     out, err = load(server, archive, tmp_path, ["good"])
     assert "test images: 50" in out and leftovers(tmp_path) == []
+
+
+@posix
+def test_data_folder_not_writable(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data").chmod(0o555)
+    out, err = run_after(without_privileges, "train.py", *in_one_go, cwd=tmp_path, data=tmp_path / "data", code=1)
+    assert str(tmp_path / "data") in message(err) and "Permission denied" in err
+
+
+def test_file_in_the_place_of_the_data_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    out, err = run("train.py", *in_one_go, cwd=tmp_path, data=tmp_path / "file", code=1)
+    assert (tmp_path / "file").as_posix() in message(err)
+
+
+def damage(folder, what):
+    version = folder / "cifar10" / "3.0.2"
+    if what == "no description":
+        (version / "dataset_info.json").unlink()
+    elif what == "garbage for a description":
+        (version / "dataset_info.json").write_text("{garbage")
+    for records in version.glob("*.tfrecord*"):
+        content = records.read_bytes()
+        if what == "unreadable":
+            records.chmod(0)
+        elif what == "gone":
+            records.unlink()
+        elif what == "empty":
+            records.write_bytes(b"")
+        elif what == "truncated":
+            records.write_bytes(content[:len(content) // 2])
+        elif what == "corrupted":
+            middle = len(content) // 2
+            records.write_bytes(content[:middle] + bytes(100) + content[middle + 100:])
+
+
+@pytest.mark.parametrize("what", ["no description", "garbage for a description", "gone", "empty", "truncated",
+                                  "corrupted", pytest.param("unreadable", marks=posix)])
+def test_damaged_data(what, tmp_path, tiny, small_model):
+    folder = shutil.copytree(tiny, tmp_path / "data")
+    damage(folder, what)
+    preparation = without_privileges if what == "unreadable" else ""
+    for script, arguments in (("train.py", in_one_go), ("test.py", [small_model])):
+        out, err = run_after(preparation, script, *arguments, cwd=tmp_path, data=folder, code=1)
+        assert "Delete the folder" in message(err), err
+        assert not list(tmp_path.glob("results/*.h5"))

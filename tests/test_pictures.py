@@ -1,5 +1,4 @@
 """What is there to look at: own pictures, the report, the curves."""
-import csv
 import io
 import re
 
@@ -7,13 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import message, name, reader, run
+from conftest import message, name, reader, run, size_and_colours
 from small_cifar10 import labels, make_images
-
-
-def size_and_colours(path):
-    with Image.open(path) as picture:
-        return picture.size, len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0))
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +77,9 @@ def test_formats_and_modes(folder, photo, tmp_path):
 
 def seen(image, path, **options):
     """What the model sees of an image that was saved at `path`, as uint8."""
-    import test
+    from support.pictures import load_image
     image.save(path, **options)
-    pixels, shown = test.load_image(path)
+    pixels, shown = load_image(path)
     assert pixels.shape == (32, 32, 3) and pixels.dtype == np.float32 and shown.mode == "RGB"
     return np.round(pixels * 255).astype(int)
 
@@ -174,22 +168,15 @@ def test_report(folder, data):
         assert np.array_equal(np.asarray(logged.convert("RGB")), np.asarray(saved.convert("RGB")))
 
 
-def test_report_of_a_model_without_logs(trained, data, tmp_path):
-    other = tmp_path / f"{name}.h5"
-    other.write_bytes((trained / f"results/{name}.h5").read_bytes())
-    out, err = run("test.py", other, "--report", cwd=tmp_path, data=data)
-    assert err == "" and not (tmp_path / "logs").exists()
-
-
 def test_confusion_matrix(tmp_path, monkeypatch, capsys):
-    import test
+    from support import pictures
     drawn = []
-    monkeypatch.setattr(test, "show", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(pictures, "show", lambda figure, path: drawn.append(figure))
     true = np.array([0, 0, 0, 3, 5, 5])
     predicted = np.array([0, 0, 8, 3, 3, 5])
     probabilities = np.full((6, 10), 0.01, np.float32)
     probabilities[range(6), predicted] = [0.5, 0.5, 0.6, 0.5, 0.9, 0.5]
-    test.report(np.zeros((6, 32, 32, 3)), true, probabilities, tmp_path / "report.png")
+    pictures.report(np.zeros((6, 32, 32, 3)), true, probabilities, dict(enumerate(labels)), tmp_path / "report.png")
     left, right = drawn[0].subfigs
     cells = {text.get_position(): text.get_text() for text in left.axes[0].texts}
     assert {cell: text for cell, text in cells.items() if text != "0"} == {
@@ -198,13 +185,6 @@ def test_confusion_matrix(tmp_path, monkeypatch, capsys):
         "cat 90.0%\ntrue: dog", "ship 60.0%\ntrue: airplane"]
     for ticks in left.axes[0].get_xticklabels(), left.axes[0].get_yticklabels():
         assert [tick.get_text() for tick in ticks] == labels
-
-
-def test_curves(trained):
-    size, colours = size_and_colours(trained / f"results/{name}.png")
-    assert size == (1500, 600) and colours > 50
-    rows = list(csv.DictReader((trained / "logs" / name / "epochs.csv").open()))
-    assert set(rows[0]) == {"epoch", "accuracy", "loss", "val_accuracy", "val_loss"}
 
 
 def test_sample_picture(folder, data):

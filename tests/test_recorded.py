@@ -46,11 +46,11 @@ def test_recorded_logs_are_whole(run_name, epochs, recipe, augment):
         assert {f"{part}/epoch_loss", f"{part}/epoch_accuracy"} <= set(found)
     assert ("train/epoch_learning_rate_muon" in found) == (recipe == "fast")
     if recipe == "fast":
-        import train
-        scale = (train.fast_epochs / epochs) ** 0.5
+        from support.recipe import adam_peak, fast_epochs, muon_peak
+        scale = (fast_epochs / epochs) ** 0.5
         highest = {key: max(rate for step, rate in found[f"train/epoch_learning_rate{key}"]) for key in ("", "_muon")}
-        assert 0.8 * scale * train.adam_peak < highest[""] <= 1.0001 * scale * train.adam_peak
-        assert 0.8 * scale * train.muon_peak < highest["_muon"] <= 1.0001 * scale * train.muon_peak
+        assert 0.8 * scale * adam_peak < highest[""] <= 1.0001 * scale * adam_peak
+        assert 0.8 * scale * muon_peak < highest["_muon"] <= 1.0001 * scale * muon_peak
     for key, values in found.items():
         assert [step for step, value in values] == list(range(epochs)), key
     rows = list(csv.DictReader((log_dir / "epochs.csv").open()))

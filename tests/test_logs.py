@@ -1,5 +1,6 @@
 """TensorBoard's own reader and its own server find curves, graph, options and pictures in the logs."""
 import contextlib
+import csv
 import json
 import socket
 import time
@@ -7,7 +8,7 @@ import urllib.request
 
 import pytest
 
-from conftest import convolutions, curves, hparams_of, name, run, start, wait_for
+from conftest import convolutions, curves, hparams_of, name, run, size_and_colours, start, wait_for
 
 
 def test_graph_and_options(trained):
@@ -24,7 +25,7 @@ def two_runs(tmp_path_factory, tiny):
     folder = tmp_path_factory.mktemp("two")
     options = ["--epochs", 2, "--batch-size", 30]
     script = start("train.py", *options, cwd=folder, data=tiny)
-    assert wait_for(folder / f"results/{name}.checkpoint.npz", script)
+    assert wait_for(folder / f"results/{name}.checkpoint.npz", script, size=1_000_000)
     script.kill()
     run("train.py", *options, cwd=folder, data=tiny)
     run("train.py", *options, "--seed", 5, cwd=folder, data=tiny)
@@ -89,3 +90,17 @@ def test_tensorboard_serves_curves_graph_and_options(two_runs):
         experiment = get("plugin/hparams/experiment", {"experimentName": ""})
         metrics = {info["name"]["tag"] for info in experiment["metricInfos"]}
         assert {"epoch_accuracy", "epoch_loss"} <= metrics
+
+
+def test_report_of_a_model_without_logs(trained, data, tmp_path):
+    other = tmp_path / f"{name}.h5"
+    other.write_bytes((trained / f"results/{name}.h5").read_bytes())
+    out, err = run("test.py", other, "--report", cwd=tmp_path, data=data)
+    assert err == "" and not (tmp_path / "logs").exists()
+
+
+def test_curves(trained):
+    size, colours = size_and_colours(trained / f"results/{name}.png")
+    assert size == (1500, 600) and colours > 50
+    rows = list(csv.DictReader((trained / "logs" / name / "epochs.csv").open()))
+    assert set(rows[0]) == {"epoch", "accuracy", "loss", "val_accuracy", "val_loss"}

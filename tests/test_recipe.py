@@ -53,12 +53,13 @@ def test_augment_flips_half_of_the_training_images_and_shifts_them(load):
 
 
 def test_both_rates_rise_and_fall_and_tensorboard_shows_them(undisturbed):
-    import train
+    from support import recipe
     found = curves(undisturbed / "logs" / name)
-    peaks = {"train/epoch_learning_rate": train.adam_peak, "train/epoch_learning_rate_muon": train.muon_peak}
+    peaks = {"train/epoch_learning_rate": recipe.adam_peak, "train/epoch_learning_rate_muon": recipe.muon_peak}
     for key, peak in peaks.items():
         assert [step for step, rate in found[key]] == [0, 1, 2, 3]
-        expected = [peak * min(done / train.warm_up, (1 - done) / (1 - train.warm_up)) for done in (0.25, 0.5, 0.75, 1)]
+        expected = [peak * min(done / recipe.warm_up, (1 - done) / (1 - recipe.warm_up))
+                    for done in (0.25, 0.5, 0.75, 1)]
         assert np.allclose([rate for step, rate in found[key]], expected, atol=1e-7)
 
 
@@ -66,17 +67,17 @@ def test_muon_makes_singular_values_about_equal():
     import keras
     import tensorflow as tf
 
-    import train
+    from support import recipe
     random = np.random.default_rng(0)
     kernel, bias = (keras.Variable(np.zeros(shape, np.float32)) for shape in ((3, 3, 8, 16), (16,)))
     gradients = [random.normal(size=(72, 4)) @ np.diag([100, 10, 1, 0.5]) @ random.normal(size=(4, 16)),
                  random.normal(size=16)]
-    optimizer = train.Muon(train.adam_peak)
+    optimizer = recipe.Muon(recipe.adam_peak)
     optimizer.build([kernel, bias])
     optimizer.apply([tf.constant(gradients[0].reshape(3, 3, 8, 16), tf.float32), tf.constant(gradients[1], tf.float32)])
-    change = np.linalg.svd(-kernel.numpy().reshape(72, 16) / train.muon_peak / (72 / 16) ** 0.5)[1]
+    change = np.linalg.svd(-kernel.numpy().reshape(72, 16) / recipe.muon_peak / (72 / 16) ** 0.5)[1]
     assert (change[:3] > 0.5).all() and (change < 1.3).all()
-    np.testing.assert_allclose(bias.numpy(), -train.adam_peak * np.sign(gradients[1]), rtol=1e-3)  # Adam's first step
+    np.testing.assert_allclose(bias.numpy(), -recipe.adam_peak * np.sign(gradients[1]), rtol=1e-3)  # Adam's first step
 
 
 def test_it_says_what_it_does_and_resumes_to_the_same_bytes(half, undisturbed, tiny):
@@ -98,13 +99,16 @@ def test_a_run_is_not_resumed_with_others(half, tiny, others, different):
 
 
 def test_a_tutorial_run_is_not_resumed_with_fast(tmp_path, tiny):
-    import train
+    import keras
+
+    from support.checkpoint import Checkpoint
+    from support.messages import UserError
     path = tmp_path / "x.checkpoint.npz"
     np.savez(path, options=json.dumps({"epochs": 4, "recipe": "tutorial", "network": "0"}),
              history=json.dumps([{"loss": 1.0}]))
-    model = train.keras.Sequential([train.keras.Input((2,)), train.layers.Dense(1)])
-    with pytest.raises(train.UserError, match="recipe tutorial, not fast"):
-        train.Checkpoint(path).restore(model, {"epochs": 4, "recipe": "fast"}, [])
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    with pytest.raises(UserError, match="recipe tutorial, not fast"):
+        Checkpoint(path).restore(model, {"epochs": 4, "recipe": "fast"}, [])
 
 
 def test_fast_needs_its_own_batch_size(tmp_path, tiny):
@@ -129,11 +133,11 @@ def test_a_model_trained_in_16_bits_is_like_any_other(policy, tiny, tmp_path):
     """The choice is taken from the machine here, since few have both; all else runs as it is, emulated if need be."""
     program = tmp_path / "train.py"
     program.write_text(f"import sys; sys.path[0] = {str(root)!r}; import train\n"
-                       f"train.faster_precision = lambda: {policy!r}\ntrain.run(train.main)")
+                       f"train.faster_precision = lambda: {policy!r}\ntrain.messages.run(train.main)")
     options = ["--fast", "--epochs", 2, "--seed", 1]
     env = environment(tiny, ONEDNN_MAX_CPU_ISA="ALL")
     script = start(program, *options, cwd=tmp_path, data=tiny, env=env)
-    assert wait_for(tmp_path / checkpoint, script)
+    assert wait_for(tmp_path / checkpoint, script, size=1_000_000)
     script.kill()
     out, err = run("train.py", *options, cwd=tmp_path, data=tiny, env=env)  # may choose otherwise, here
     assert f"Fast recipe: 2 epochs in {policy}" in out and "Resuming after epoch 1 of 2" in out and err == ""

@@ -1,6 +1,5 @@
 """Whatever ends a run before its time, the same command ends it as if nothing had happened."""
 import json
-import os
 import random
 import re
 import shutil
@@ -10,26 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from conftest import (
-    checkpoint,
-    curves,
-    message,
-    name,
-    plain,
-    run,
-    run_after,
-    same_as_undisturbed,
-    start,
-    wait_for,
-)
-
-options = ["--epochs", 4, "--batch-size", 20, "--seed", 1]  # 3 steps an epoch on the tiny data set
-posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and limits")
-
-
-def loads(path):
-    import keras
-    return keras.models.load_model(path, compile=False).count_params() == 2395434
+from conftest import checkpoint, message, name, options, plain, posix, run, same_as_undisturbed, start, wait_for
 
 
 def test_twenty_kills(undisturbed, tiny, tmp_path):
@@ -88,53 +68,6 @@ def test_ctrl_c(half, undisturbed, tiny):
     same_as_undisturbed(half, undisturbed)
 
 
-@posix
-@pytest.mark.parametrize("script", ["train.py", "test.py"])
-@pytest.mark.parametrize("seconds", [1, 2.5])
-def test_ctrl_c_before_training(script, seconds, tmp_path, tiny):
-    script = start(script, cwd=tmp_path, data=tiny, plain=True)
-    time.sleep(seconds)
-    script.send_signal(signal.SIGINT)
-    out, err = script.wait(60)
-    if script.returncode == 130 or "There is no model" not in err:  # test.py may have been quicker
-        assert (script.returncode, err) == (130, "\nStopped.\n")
-
-
-def test_killed_while_the_model_is_written(half, undisturbed, tiny):
-    old = (undisturbed / f"results/{name}.h5").read_bytes()
-    (half / f"results/{name}.h5").write_bytes(b"old " + old)
-    part = half / f"results/part-{name}.h5"
-    for delay in 0, 0.01, 0.03:
-        part.unlink(missing_ok=True)  # of the kill before
-        script = start("train.py", *options, cwd=half, data=tiny)
-        wait_for(part, script)
-        time.sleep(delay)
-        script.kill()
-        assert (half / f"results/{name}.h5").read_bytes() in (b"old " + old, old)
-        if not (half / checkpoint).exists():  # it was done before its kill
-            break
-    else:
-        out, err = run("train.py", *options, cwd=half, data=tiny)
-        assert "Epoch" not in out, "it was trained again"
-    same_as_undisturbed(half, undisturbed)
-
-
-@posix
-def test_disk_full(half, undisturbed, tiny):
-    """A limit on the size of files stands for the disk: a checkpoint has 28,818,000 bytes, the model 28,831,888."""
-    (half / f"results/{name}.h5").write_bytes(b"the earlier model")
-    for limit in 5_000_000, 28_825_000:
-        preparation = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
-        out, err = run_after(preparation, "train.py", *options, cwd=half, data=tiny, code=1)
-        assert "Epoch" in out and f"results/{name}." in message(err) and "run the same command again" in err
-        assert (half / f"results/{name}.h5").read_bytes() == b"the earlier model"
-        assert not list((half / "results").glob("part-*"))
-    out, err = run("train.py", *options, cwd=half, data=tiny)
-    assert "Epoch" not in out, "the second limit left a whole checkpoint"
-    (half / "program.py").unlink()
-    same_as_undisturbed(half, undisturbed)
-
-
 @pytest.mark.parametrize("other", [["--batch-size", 25], ["--epochs", 3], ["--seed", 2]])
 def test_other_options_are_no_continuation(other, half, tiny):
     before = (half / checkpoint).read_bytes()
@@ -147,6 +80,7 @@ def test_another_network_is_no_continuation(half, tiny, monkeypatch):
     import conftest
     source = (conftest.root / "train.py").read_text().replace("layers.Dense(1024)", "layers.Dense(512)")
     (half / "train.py").write_text(source)
+    shutil.copytree(conftest.root / "support", half / "support")
     monkeypatch.setattr(conftest, "root", half)
     out, err = run("train.py", *options, cwd=half, data=tiny, code=1)
     assert re.search(r"network [0-9a-f]{8}, not [0-9a-f]{8}\.", message(err)) and "--restart" in err
@@ -163,10 +97,10 @@ def test_restart_and_more_epochs(half, tiny):
                                     lambda whole: whole[:9_000_000] + b"\xff" * 64 + whole[9_000_064:]],
                          ids=["empty", "truncated", "garbage", "flipped bits"])
 def test_damaged_checkpoint(damage, half, capsys):
-    import train
+    from support.checkpoint import Checkpoint
     path, previous = half / checkpoint, half / f"results/previous-{name}.checkpoint.npz"
     path.write_bytes(damage(path.read_bytes()))
-    read = train.Checkpoint(path)
+    read = Checkpoint(path)
     assert "cannot be read" in capsys.readouterr().out
     with np.load(previous) as before:
         assert [json.dumps(read.options), json.dumps(read.history)] == [before["options"], before["history"]]
@@ -191,18 +125,3 @@ def test_both_checkpoints_damaged(half, undisturbed, tiny):
     for path in (half / "results").glob("unreadable-*"):
         path.unlink()
     same_as_undisturbed(half, undisturbed)
-
-
-def test_training_again_keeps_the_earlier_run(undisturbed, tiny, tmp_path):
-    folder = shutil.copytree(undisturbed, tmp_path / "again")
-    old = (folder / f"results/{name}.h5").read_bytes()
-    out, err = run("train.py", *options, "--seed", 2, cwd=folder, data=tiny)
-    dated = re.search(rf"kept as results/({name}-[\d-]+)\.h5 and logs/\1$", out, re.M)[1]
-    assert (folder / f"results/{dated}.h5").read_bytes() == old
-    assert (folder / f"results/{dated}.png").exists()
-    first, second = curves(folder / "logs" / dated), curves(folder / "logs" / name)
-    assert first == curves(undisturbed / "logs" / name)
-    assert [step for step, value in second["train/epoch_loss"]] == [0, 1, 2, 3]
-    for key in "train/epoch_loss", "train/epoch_accuracy", "validation/epoch_loss":
-        assert second[key][0] != first[key][0], "another seed, the same numbers"
-    assert (folder / f"results/{name}.h5").read_bytes() != old and loads(folder / f"results/{name}.h5")

@@ -1,0 +1,61 @@
+"""Logs: TensorBoard with what Keras' callback leaves out, and the curves as a picture.
+
+Without it, TensorBoard has no graph of the network, no table of the runs' options and no report.
+"""
+import shutil
+import time
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+from matplotlib.figure import Figure
+from tensorboard.plugins.hparams import api as hparams
+
+from support.files import write_atomically
+
+
+class TensorBoard(keras.callbacks.TensorBoard):
+    """Log the curves, as Keras does; also the network for the GRAPHS tab, the options for HPARAMS, and Muon's rate."""
+
+    def __init__(self, log_dir, options):
+        super().__init__(log_dir)
+        self.options = options
+
+    def set_model(self, model):
+        for part in "train", "validation":  # of a run that is resumed; Checkpoint logs its epochs anew
+            shutil.rmtree(Path(self.log_dir, part), ignore_errors=True)
+        forward_pass = tf.function(model).get_concrete_function(tf.TensorSpec((None, *model.input_shape[1:])))
+        with tf.summary.create_file_writer(f"{self.log_dir}/train").as_default():
+            tf.summary.graph(forward_pass.graph)
+        with tf.summary.create_file_writer(f"{self.log_dir}/validation").as_default():  # beside what is compared
+            started = time.strftime("%Y-%m-%d %H:%M:%S")  # an earlier run of this name has a row of its own
+            hparams.hparams({**self.options, "seed": str(self.options["seed"])},
+                            trial_id=f"{Path(self.log_dir).name} {started}")
+        super().set_model(model)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if hasattr(self.model.optimizer, "muon_rate"):
+            logs = {**logs, "learning_rate_muon": float(self.model.optimizer.muon_rate)}
+        super().on_epoch_end(epoch, logs)
+
+
+def plot_curves(history, path):
+    """Draw the curves at `path`; `history` has a dict of loss, accuracy, val_loss and val_accuracy per epoch."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy")):
+        numbers = range(1, len(history) + 1)
+        axes.plot(numbers, [row[key] for row in history], "o-", color="#0072B2", markersize=3, label="training")
+        axes.plot(numbers, [row[f"val_{key}"] for row in history], "s--", color="#D55E00", markersize=3,
+                  label="validation")  # Okabe and Ito's colours, which colour-blind people can tell apart
+        axes.set(xlabel="epoch", ylabel=key, title=key.capitalize())
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    write_atomically(path, lambda part: figure.savefig(part, dpi=150))
+
+
+def log_picture(picture, log_dir):
+    """Put a picture, the Path of a PNG, into TensorBoard's IMAGES tab, in place of an earlier one."""
+    shutil.rmtree(log_dir, ignore_errors=True)
+    with tf.summary.create_file_writer(str(log_dir)).as_default():
+        tf.summary.image(log_dir.name, tf.io.decode_png(picture.read_bytes())[None], step=0)

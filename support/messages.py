@@ -1,0 +1,70 @@
+"""What a user can cause is answered in a few lines and an exit code: 1 a failure, 2 a bad command line, 130 Ctrl-C.
+
+Without it, a misspelt option, a full disk or Ctrl-C ends in a traceback.
+"""
+import argparse
+import logging
+import os
+import re
+import signal
+import sys
+
+console = os.dup(2)  # standard error, also while start.py silences it
+
+
+class UserError(Exception):
+    """Something that the user can correct; the text says what happened and what to do."""
+
+
+def stop(where=""):
+    """Answer Ctrl-C at once; a normal exit would wait for the threads of a download."""
+    os.write(console, f"\nStopped{where}.\n".encode())
+    os._exit(130)
+
+
+def run(main):
+    """Call a script's main function; answer what its user can cause with a short message and the right exit code."""
+    from tensorflow import errors  # here, because start.py needs this module before TensorFlow
+
+    sys.stdout.reconfigure(errors="replace")  # a Windows console may lack a character of a file name
+    for library in "absl", "tensorflow":  # no advice against HDF5, the tutorial's format, nor on GPUs under Windows
+        logging.getLogger(library).setLevel(logging.ERROR)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        stop()
+    except BrokenPipeError:  # `python test.py | head` has read enough
+        os._exit(1)
+    except UserError as error:
+        sys.exit(f"\n{error}")
+    except (errors.DataLossError, errors.NotFoundError, errors.PermissionDeniedError, errors.FailedPreconditionError,
+            errors.InvalidArgumentError) as error:
+        sys.exit("\n" + corrupt_data(error.message))
+    except OSError as error:
+        sys.exit(f"\n{error.filename or 'A file'}: {os.strerror(error.errno) if error.errno else error}.\n"
+                 "What was saved before is intact. Once this is mended, run the same command again.")
+
+
+def corrupt_data(reason):
+    """Return the message for a prepared data set that cannot be read, for a reason of any length."""
+    return (f"The prepared CIFAR-10 cannot be read: {' '.join(reason.split())[:200]}\n"
+            "Delete the folder cifar10 in your TensorFlow Datasets folder (TFDS_DATA_DIR, or ~/tensorflow_datasets)\n"
+            "and run the same command again; it will be prepared anew.")
+
+
+def whole(low, high):
+    """Return a type for argparse: a whole number from `low` to `high`."""
+    def number(text):
+        if not (text.isdecimal() and low <= int(text) <= high):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
+        return int(text)
+    return number
+
+
+def name(text):
+    """A type for argparse: a name that can be part of a file's name on every system."""
+    if not re.fullmatch(r"\w([\w.-]{0,98}[\w-])?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not made of letters, digits, '_', '-' and '.'")
+    return text

@@ -1,0 +1,131 @@
+"""Pictures: own photographs as the model wants them, the sample, the report, a window where there is a display.
+
+Without it, the model can only be tried on CIFAR-10, and a figure is lost where there is no display.
+"""
+import math
+import sys
+import warnings
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import tensorflow as tf
+from PIL import Image, ImageOps
+
+from support.files import write_atomically
+
+most_pixels = 250_000_000  # a larger picture is refused unread: it would take over a gigabyte of memory
+
+
+def show(figure, path):
+    """Save a figure at `path`, say so, and open it in a window where there is a display."""
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, lambda part: figure.savefig(part, dpi=100))
+    print(f"Picture saved as {path}", flush=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where there is no display, show() only warns
+        plt.show()
+
+
+def draw(axes, image, title, **style):
+    """Show an image, or a PIL.Image, under its title and without axes."""
+    axes.imshow(image)
+    axes.set_anchor("N")  # at the top of its cell, or the layout takes the title for lower than it is and cuts it off
+    axes.set_title(title, **style)
+    axes.axis("off")
+
+
+def load_image(path):
+    """Read a picture of any common format and size as the model wants it.
+
+    Args:
+        path: file name; JPEG, PNG, GIF (its first frame), BMP, WebP and what else Pillow reads.
+    Returns:
+        seen: float32 (32, 32, 3) in [0, 1], the middle square, reduced with antialiasing.
+        image: the upright picture as an RGB PIL.Image, at most 400 pixels wide and high.
+    Raises:
+        Exception: Pillow raises many kinds when a file is not a whole picture.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on odd metadata, or on a size that is checked below
+        with Image.open(path) as image:
+            if image.width * image.height > most_pixels:
+                raise OSError(f"{image.width} x {image.height} pixels are too many")
+            image = ImageOps.exif_transpose(image)  # cameras store how they were held, not upright pictures
+    if image.mode.startswith("I"):  # 16 bits of grey, which convert() would cut off at 255
+        image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    seen = np.asarray(ImageOps.fit(image, (32, 32), Image.Resampling.BICUBIC), np.float32) / 255
+    image.thumbnail((400, 400))
+    return seen, image
+
+
+def classify(model, files, categories, path):
+    """Print what the model takes the picture in each file for, and draw them all at `path`.
+
+    `categories` has the name of each label. Returns:
+        The number of files that could not be read.
+    """
+    shown = []
+    for file in files:
+        try:
+            seen, image = load_image(file)
+        except Exception as error:  # each of Pillow's readers has exceptions of its own
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+            print(f"{file}: not readable as a picture: {reason}", file=sys.stderr, flush=True)
+            continue
+        probabilities = model(seen[None], training=False).numpy()[0]
+        best = [f"{categories[label]} {probabilities[label]:.2%}" for label in np.argsort(-probabilities)[:3]]
+        print(f"{file}: {categories[int(probabilities.argmax())]} ({', '.join(best)})", flush=True)
+        shown.append((file, image, seen, best))
+    if shown:
+        rows = math.ceil(len(shown) / 2)
+        figure, grid = plt.subplots(rows, 4, figsize=(10, 2.9 * rows), squeeze=False, layout="constrained")
+        for axes in grid.flat:
+            axes.axis("off")
+        for (file, image, seen, best), left, right in zip(shown, grid.flat[::2], grid.flat[1::2]):
+            draw(left, image, Path(file).name[-24:], fontsize=9)
+            draw(right, seen, "\n".join(best), fontsize=9)
+        show(figure, path)
+    return len(files) - len(shown)
+
+
+def report(images, labels, probabilities, categories, path):
+    """Print the accuracy of each class; draw the confusion matrix and the most confident mistakes at `path`.
+
+    Args:
+        images: (n, 32, 32, 3) in [0, 1]. labels: int (n,). probabilities: (n, 10). All in the same order.
+        path: Path of the picture.
+    """
+    predicted = probabilities.argmax(axis=1)
+    confusion = tf.math.confusion_matrix(labels, predicted, len(categories)).numpy()  # rows are the true classes
+    print("\nclass       correct    of  accuracy")
+    for label, row in enumerate(confusion):
+        print(f"{categories[label]:<11} {row[label]:>7} {row.sum():>5} {row[label] / max(row.sum(), 1):>9.1%}")
+    print(f"{'all':<11} {confusion.trace():>7} {confusion.sum():>5} {confusion.trace() / confusion.sum():>9.2%}\n")
+
+    figure = plt.figure(figsize=(17, 8), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.05))
+    axes = left.subplots()
+    axes.imshow(confusion, cmap="Blues")
+    for true, other in np.ndindex(confusion.shape):
+        axes.text(other, true, confusion[true, other], ha="center", va="center", fontsize=11,
+                  color="white" if confusion[true, other] > confusion.max() / 2 else "black")
+    axes.set_xticks(range(len(categories)), categories.values(), rotation=45, ha="right")
+    axes.set_yticks(range(len(categories)), categories.values())
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.set_title(f"{confusion.trace()} of {confusion.sum()} test images are right")
+
+    mistakes = np.flatnonzero(predicted != labels)
+    mistakes = mistakes[np.argsort(-probabilities[mistakes].max(axis=1))][:20]
+    right.suptitle("The most confident mistakes")
+    grid = right.subplots(4, 5).flat
+    for axes in grid:
+        axes.axis("off")
+    for axes, index in zip(right.axes, mistakes):
+        draw(axes, images[index], f"{categories[int(predicted[index])]} {probabilities[index].max():.1%}\n"
+             f"true: {categories[int(labels[index])]}", fontsize=9)
+    show(figure, path)

@@ -1,0 +1,33 @@
+"""What must happen before TensorFlow is imported: a quiet console, oneDNN, an answer to Ctrl-C and to missing packages.
+
+Without it, TensorFlow writes its log on the console, many CPUs train slower, and a missing package means a traceback.
+"""
+import importlib
+import os
+import signal
+import sys
+from pathlib import Path
+
+from support.messages import console, stop
+
+script = Path(sys.argv[0]).name
+is_script = script in ("train.py", "test.py")
+if is_script:
+    signal.signal(signal.SIGINT, lambda *_: stop())
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # faster convolutions; TensorFlow leaves them off without AVX-512
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow 2.21 writes before it reads the log level
+try:
+    for package in ("tensorflow", "keras", "matplotlib.figure", "pooch", "tensorboard.plugins.hparams.api",
+                    "tensorflow_datasets", "tensorflow_datasets.public_api"):  # the last, because TFDS hides its errors
+        importlib.import_module(package)
+except Exception as error:
+    if not is_script:
+        raise
+    state = "missing" if isinstance(error, ModuleNotFoundError) else "broken"
+    sys.exit(f"A package is {state}: {' '.join(str(error).split())[:300]}\n"
+             f"This is Python {sys.version.split()[0]}; 3.10 to 3.13 can have it:  "
+             "python -m pip install -r requirements.txt\n"
+             f"For any other, there is uv:  uv run --python 3.13 --with-requirements requirements.txt {script}")
+finally:
+    os.dup2(console, 2)
