@@ -15,16 +15,8 @@ from support.logs import log_picture
 from support.pictures import classify, draw, report, show
 
 categories = {
-    0: "airplane",
-    1: "automobile",
-    2: "bird",
-    3: "cat",
-    4: "deer",
-    5: "dog",
-    6: "frog",
-    7: "horse",
-    8: "ship",
-    9: "truck",
+    0: "airplane", 1: "automobile", 2: "bird", 3: "cat", 4: "deer",
+    5: "dog", 6: "frog", 7: "horse", 8: "ship", 9: "truck",
 }
 
 

@@ -1,8 +1,6 @@
 """Train the tutorial's three-block CNN on CIFAR-10: python train.py --help
 
-Read it from the top: the dials, the data, the network, the training. That is all that decides the result.
-What makes it dependable is in support/, a small module for each thing.
-Then: python test.py
+Read it from the top: the dials, the data, the network, the training. What makes these dependable is in support/.
 """
 from support import start  # noqa: F401, I001 (before TensorFlow: it keeps the console quiet, and answers Ctrl-C)
 
@@ -18,7 +16,6 @@ from support.checkpoint import Checkpoint
 from support.download import prepare_data
 from support.files import output_paths, save_model
 from support.logs import TensorBoard, plot_curves
-from support.machine import device_name, faster_precision
 from support.messages import UserError
 
 # The dials of the tutorial. (Those of --fast are in support/recipe.py.)
@@ -45,48 +42,43 @@ def load_data(batch_size=batch_size, seed=None, augment=False, done=0):
     """
     info = prepare_data().info
 
-    @tf.autograph.experimental.do_not_convert  # has nothing to convert; the search would take 0.2 s
+    train, test = (info.splits[split] for split in ("train", "test"))
+
+    def each(dataset, change):
+        unchanged = tf.autograph.experimental.do_not_convert(change)  # there is nothing to convert; it would take 0.2 s
+        return dataset.map(unchanged, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def records(split):
+        return tf.data.TFRecordDataset([str(path) for path in split.filepaths])
+
     def decode(record):
         example = info.features.deserialize_example(record)
         return example["image"], example["label"]  # uint8 (32, 32, 3), int64
 
-    @tf.autograph.experimental.do_not_convert
     def to_float(images, labels):
         return tf.cast(images, tf.float32) / 255.0, labels
 
-    def read(split):
-        return tf.data.TFRecordDataset([str(path) for path in info.splits[split].filepaths])
-
-    def decode_all(records, split):
-        decoded = records.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-        return decoded.apply(tf.data.experimental.assert_cardinality(info.splits[split].num_examples))
-
     # The first pass shuffles the records before it decodes them, so the first batch comes at once. The decoded images
     # are cached as uint8, a quarter of float32; every later pass shuffles them anew.
-    size = info.splits["train"].num_examples
-    first_pass = decode_all(read("train").shuffle(size, seed=seed, reshuffle_each_iteration=False), "train").cache()
+    size = train.num_examples
+    first_pass = each(records(train).shuffle(size, seed=seed, reshuffle_each_iteration=False), decode).cache()
     later_passes = first_pass.shuffle(size, seed=seed).repeat()
-    seen = 0 if seed is None else done * (size // batch_size) * batch_size
-    ds_train = first_pass.concatenate(later_passes).skip(seen)
+    seen = 0 if seed is None else done * (size // batch_size)  # batches
+    ds_train = first_pass.concatenate(later_passes).skip(seen * batch_size).batch(batch_size)
     if augment:
         seeds = tf.data.Dataset.random(seed).batch(2).skip(seen)
-        ds_train = tf.data.Dataset.zip(ds_train, seeds).map(recipe.flip_and_shift, num_parallel_calls=tf.data.AUTOTUNE)
-    ds_train = ds_train.batch(batch_size).map(to_float, num_parallel_calls=tf.data.AUTOTUNE)
-    ds_train = ds_train.prefetch(tf.data.AUTOTUNE)  # prepares the next batch while the model trains on this one
+        ds_train = each(tf.data.Dataset.zip(ds_train, seeds), recipe.flip_and_shift)
+    ds_train = each(ds_train, to_float).prefetch(tf.data.AUTOTUNE)  # the next batch comes while the model trains on one
 
-    ds_test = decode_all(read("test"), "test").batch(batch_size).cache()
-    ds_test = ds_test.map(to_float, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    ds_test = each(records(test), decode).apply(tf.data.experimental.assert_cardinality(test.num_examples))
+    ds_test = each(ds_test.batch(batch_size).cache(), to_float).prefetch(tf.data.AUTOTUNE)
     return ds_train, ds_test, info
 
 
 def create_model(input_shape, optimizer="adam"):
-    """Build and compile the tutorial's network, 2,395,434 parameters, and print its summary.
+    """Return the tutorial's network, 2,395,434 parameters, compiled with a Keras optimizer; print its summary.
 
-    Args:
-        input_shape: shape of one image, (32, 32, 3).
-        optimizer: a Keras optimizer or its name.
-    Returns:
-        A compiled keras.Sequential from images in [0, 1] to the probabilities of the ten classes.
+    The keras.Sequential maps images in [0, 1], (batch, *input_shape), to the probabilities of the ten classes.
     """
     network = [keras.Input(input_shape)]
     for filters in 32, 64, 128:
@@ -121,16 +113,18 @@ def main():
     # the network
     if args.seed is not None:
         keras.utils.set_random_seed(args.seed)
-    print(f"Training on: {device_name()}", flush=True)
+    print(f"Training on: {recipe.device_name()}", flush=True)
     optimizer = keras.optimizers.Adam()
     if args.fast:
-        keras.config.set_dtype_policy(checkpoint.options.get("precision") or faster_precision())
+        keras.config.set_dtype_policy(checkpoint.options.get("precision") or recipe.faster_precision())
         optimizer = recipe.fast_optimizer(args.epochs, steps_per_epoch)
     model = create_model(info.features["image"].shape, optimizer)
+    if args.fast and not done:
+        recipe.set_initial_values(model)
 
     # the training, from the start or from where it was interrupted
     options = {"epochs": args.epochs, "batch size": args.batch_size, "seed": args.seed, "augment": args.augment,
-               "recipe": "fast" if args.fast else "tutorial", "precision": keras.config.dtype_policy().name}
+               "recipe": "fast-v2" if args.fast else "tutorial", "precision": keras.config.dtype_policy().name}
     loggers = [keras.callbacks.CSVLogger(log_dir / "epochs.csv"), TensorBoard(log_dir, options)]
     checkpoint.restore(model, options, loggers)
     if done:
@@ -155,8 +149,7 @@ def parse_args():
     parser.add_argument("--fast", action="store_true",
                         help=f"reach the tutorial's accuracy in {recipe.fast_epochs} epochs: another optimizer, other"
                              " learning rates, and 16 bits where they are faster")
-    parser.add_argument("--augment", action="store_true",
-                        help="flip and shift training images at random; pays in long runs")
+    parser.add_argument("--augment", action="store_true", help="flip and shift images at random; pays in long runs")
     parser.add_argument("--epochs", type=messages.whole(1, 10_000), metavar="N",
                         help=f"passes over the training images (default: {epochs}; with --fast: {recipe.fast_epochs})")
     parser.add_argument("--batch-size", type=messages.whole(1, 50_000), default=batch_size, metavar="N",

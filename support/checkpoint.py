@@ -1,7 +1,5 @@
-"""Checkpoints: an interrupted run resumes after its last finished epoch and ends with the same model.
-
-Without it, Ctrl-C, a crash or a reboot in the last epoch costs the whole run.
-"""
+"""An interrupted run resumes after its last finished epoch and ends with the same model.
+Without it, Ctrl-C, a crash or a reboot in the last epoch costs the whole run."""
 import hashlib
 import io
 import json
@@ -19,7 +17,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     One file has it all: weights, optimizer, dropout's random state, options and history. So a kill can never separate
     them. keras.callbacks.BackupAndRestore has two files, and neither options nor history. The checkpoint before is
-    kept, too, in case this one gets corrupt. `restart` is to begin anew; the files stay until the training begins.
+    kept in case this one gets corrupt. With `restart` both are left unread, and deleted when the training begins.
     """
 
     def __init__(self, path, restart=False):
@@ -33,8 +31,8 @@ class Checkpoint(keras.callbacks.Callback):
             try:
                 with file.open("rb") as opened, np.load(opened) as saved:  # NumPy alone would leave a corrupt file open
                     arrays = dict(saved)
-                self.options, self.history = json.loads(str(arrays["options"])), json.loads(str(arrays["history"]))
-                self.values = [arrays[f"arr_{index}"] for index in range(len(arrays) - 2)]
+                self.options, self.history = (json.loads(str(arrays.pop(key))) for key in ("options", "history"))
+                self.values = [arrays[f"arr_{index}"] for index in range(len(arrays))]
                 break
             except Exception as error:  # zipfile, json and NumPy raise many kinds for a corrupt file
                 aside = file.with_name("unreadable-" + file.name)
@@ -99,7 +97,5 @@ class Checkpoint(keras.callbacks.Callback):
 
     def stop(self, *_):
         """Answer Ctrl-C at once, and say how far the training is. No file is ever half written, so this is safe."""
-        epoch, epochs = len(self.history) + 1, self.options["epochs"]
-        if epoch > epochs:
-            stop(" after the last epoch; the same command saves the model")
-        stop(f" in epoch {epoch} of {epochs}; the same command resumes")
+        epochs = self.options["epochs"]
+        stop(f" in epoch {min(len(self.history) + 1, epochs)} of {epochs}; the same command resumes")

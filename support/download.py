@@ -1,7 +1,5 @@
-"""CIFAR-10, ready for use: from the disk, or from the first mirror that delivers the very same bytes.
-
-Without it, TFDS asks one server that gives 55 to 85 kB/s (pytorch/vision issue 9536), up to an hour for 162 MiB.
-"""
+"""CIFAR-10, from the disk or from the first mirror that delivers the very same bytes. Without it, TFDS asks one server,
+which gives 55 to 85 kB/s (pytorch/vision issue 9536): up to an hour for 162 MiB."""
 import logging
 import shutil
 from pathlib import Path
@@ -10,7 +8,7 @@ import pooch
 import requests
 import tensorflow_datasets as tfds
 
-from support.messages import UserError, corrupt_data
+from support.messages import UserError, corrupt_data, one_line
 
 mirrors = [
     "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/cifar-10-binary.tar.gz",
@@ -20,15 +18,12 @@ archive_sha256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1
 
 
 def prepare_data():
-    """Return the tfds.core.DatasetBuilder of `cifar10`; download and prepare the data set if it is not there.
-
-    UserError is raised if it is corrupt, or cannot be downloaded.
-    """
+    """Return the tfds.core.DatasetBuilder of `cifar10`, downloaded and prepared if need be; UserError says why not."""
     try:
         builder = tfds.builder("cifar10")
         folder, prepared = Path(builder.data_dir), builder.is_prepared()
     except Exception as error:  # json, protobuf and file errors, if its description is corrupt
-        raise UserError(corrupt_data(str(error))) from error
+        raise UserError(corrupt_data(error)) from error
     if prepared:
         print(f"CIFAR-10 is in {folder}", flush=True)
         return builder
@@ -44,18 +39,15 @@ def prepare_data():
     except Exception as error:  # TFDS raises many kinds
         if isinstance(error, UserError) or getattr(error, "filename", None):  # run() explains a full disk, for example
             raise
-        raise UserError(f"CIFAR-10 could not be downloaded and prepared: {' '.join(str(error).split())[:200]}\n"
+        raise UserError(f"CIFAR-10 could not be downloaded and prepared: {one_line(error)}\n"
                         "Run the same command again.") from error
-    finally:  # after an error, too
+    finally:  # after Ctrl-C, too
         delete_incomplete(folder.parent, downloads)
     return builder
 
 
 def fetch_archive(archive, original):
-    """Download the archive of CIFAR-10, unless it is at the Path `archive`: from a mirror, or else from `original`.
-
-    UserError is raised if none delivers it, or if the file that is there is another one.
-    """
+    """Download CIFAR-10 to the Path `archive`, if it is not there: from a mirror, or else from the URL `original`."""
     if archive.exists() and pooch.file_hash(archive) != archive_sha256:
         raise UserError(f"{archive} is not the archive of CIFAR-10:\n"
                         f"its SHA-256 should be {archive_sha256}. Replace it, or delete it.")
@@ -66,8 +58,8 @@ def fetch_archive(archive, original):
             pooch.retrieve(url, archive_sha256, archive.name, archive.parent, downloader=get)
             return
         except (requests.RequestException, ValueError) as error:  # ValueError: of another hash
-            reason = "no connection" if isinstance(error, requests.ConnectionError) else str(error).split(" (")[0]
-            print(f"Not downloaded from {url}: {reason[:100]}", flush=True)
+            reason = "no connection" if isinstance(error, requests.ConnectionError) else one_line(error, 80)
+            print(f"Not downloaded from {url}: {reason}", flush=True)
     raise UserError("CIFAR-10 could not be downloaded. Try again later, or put cifar-10-binary.tar.gz\n"
                     f"into {archive.parent},\n"
                     "or set TFDS_DATA_DIR to a folder where TensorFlow Datasets has prepared cifar10.")

@@ -1,7 +1,5 @@
-"""Files: nothing is ever half written, an earlier run is never overwritten, and a model file is checked before use.
-
-Without it, a crash or a full disk while a file is written costs the old file as well as the new one.
-"""
+"""Files: never half written, never written over an earlier run, never trusted blindly. Without it, a crash or a full
+disk costs the old file as well as the new one."""
 import os
 import shutil
 import tempfile
@@ -11,14 +9,11 @@ from pathlib import Path
 import h5py
 import keras
 
-from support.messages import UserError
+from support.messages import UserError, one_line
 
 
 def output_paths(name):
-    """Return the Paths of the model, of its curves and of the log directory; make their folders.
-
-    UserError is raised now, not after an hour, if they cannot be written to.
-    """
+    """Return the Paths of the model, its curves and its logs, or raise UserError now if they cannot be written."""
     model_file, log_dir = Path("results", f"{name}.h5"), Path("logs", name)
     for folder in model_file.parent, log_dir:
         try:
@@ -34,7 +29,7 @@ def output_paths(name):
 def write_atomically(path, write, previous=None):
     """Call write(temporary path), then rename: `path` is always the whole old file or the whole new one.
 
-    That holds after a crash, and after the OSError of a full disk. The old file is kept at `previous`, if given.
+    That holds after a crash and on a full disk, whose OSError is raised. `previous` is where to keep the old file.
     """
     part = path.with_name("part-" + path.name)
     try:
@@ -70,7 +65,7 @@ def save_model(model, path):
 
 
 def load_classifier(path, num_classes):
-    """Return the compiled keras.Model in an HDF5 file, from float32 (batch, 32, 32, 3) to (batch, num_classes).
+    """Return the compiled keras.Model in the HDF5 file at `path`, from images (batch, 32, 32, 3) to num_classes.
 
     No code that the file may hold is run. UserError is raised if it is missing, corrupt, unsafe, or of another kind.
     """
@@ -81,8 +76,7 @@ def load_classifier(path, num_classes):
             unsafe = '"Lambda"' in str(file.attrs["model_config"])
         model = None if unsafe else keras.models.load_model(path, compile=False)  # in Keras' safe mode
     except Exception as error:  # whatever h5py, json or Keras make of a corrupt file
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path} cannot be loaded as a Keras model ({reason}).\n"
+        raise UserError(f"{path} cannot be loaded as a Keras model ({one_line(error, 120)}).\n"
                         "Is it whole, and saved as HDF5? python train.py makes a new one.") from error
     if unsafe:
         raise UserError(f"{path} holds code of its own (a Lambda layer); it was refused and nothing of it was run.")
@@ -94,10 +88,7 @@ def load_classifier(path, num_classes):
 
 
 def keep_earlier_run(model_file, curves_file, log_dir):
-    """Rename the results and logs of an earlier run: the date is added to their name.
-
-    The model is copied, not moved, so that there is one until the new one is saved.
-    """
+    """Add the date to the names of an earlier run's files. The model is copied, to be there until the new one is."""
     written = [path.stat().st_mtime for path in [model_file, *log_dir.rglob("*")] if path.is_file()]
     if not written:
         return

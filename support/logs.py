@@ -1,7 +1,5 @@
-"""Logs: TensorBoard with what Keras' callback leaves out, and the curves as a picture.
-
-Without it, TensorBoard has no graph of the network, no table of the runs' options and no report.
-"""
+"""TensorBoard with what Keras' callback leaves out, and the curves as a picture.
+Without it, TensorBoard has no graph of the network, no table of the runs' options and no report."""
 import shutil
 import time
 from pathlib import Path
@@ -19,23 +17,24 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     def __init__(self, log_dir, options):
         super().__init__(log_dir)
-        self.options = options
+        self.options = {**options, "seed": str(options["seed"])}
 
     def set_model(self, model):
+        log_dir = Path(self.log_dir)
         for part in "train", "validation":  # of a run that is resumed; Checkpoint logs its epochs anew
-            shutil.rmtree(Path(self.log_dir, part), ignore_errors=True)
+            shutil.rmtree(log_dir / part, ignore_errors=True)
         forward_pass = tf.function(model).get_concrete_function(tf.TensorSpec((None, *model.input_shape[1:])))
-        with tf.summary.create_file_writer(f"{self.log_dir}/train").as_default():
+        with tf.summary.create_file_writer(str(log_dir / "train")).as_default():
             tf.summary.graph(forward_pass.graph)
-        with tf.summary.create_file_writer(f"{self.log_dir}/validation").as_default():  # beside what is compared
+        with tf.summary.create_file_writer(str(log_dir / "validation")).as_default():  # beside what is compared
             started = time.strftime("%Y-%m-%d %H:%M:%S")  # an earlier run of this name has a row of its own
-            hparams.hparams({**self.options, "seed": str(self.options["seed"])},
-                            trial_id=f"{Path(self.log_dir).name} {started}")
+            hparams.hparams(self.options, trial_id=f"{log_dir.name} {started}")
         super().set_model(model)
 
     def on_epoch_end(self, epoch, logs=None):
-        if hasattr(self.model.optimizer, "muon_rate"):
-            logs = {**logs, "learning_rate_muon": float(self.model.optimizer.muon_rate)}
+        optimizer = self.model.optimizer
+        if hasattr(optimizer, "muon_share"):
+            logs = {**logs, "learning_rate_muon": float(optimizer.learning_rate) * optimizer.muon_share}
         super().on_epoch_end(epoch, logs)
 
 
@@ -43,10 +42,10 @@ def plot_curves(history, path):
     """Draw the curves at `path`; `history` has a dict of loss, accuracy, val_loss and val_accuracy per epoch."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy")):
-        numbers = range(1, len(history) + 1)
-        axes.plot(numbers, [row[key] for row in history], "o-", color="#0072B2", markersize=3, label="training")
-        axes.plot(numbers, [row[f"val_{key}"] for row in history], "s--", color="#D55E00", markersize=3,
-                  label="validation")  # Okabe and Ito's colours, which colour-blind people can tell apart
+        for name, label, style, colour in (  # colours that colour-blind people can tell apart
+                (key, "training", "o-", "#0072B2"), (f"val_{key}", "validation", "s--", "#D55E00")):
+            axes.plot(range(1, len(history) + 1), [epoch[name] for epoch in history], style, color=colour, markersize=3,
+                      label=label)
         axes.set(xlabel="epoch", ylabel=key, title=key.capitalize())
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)

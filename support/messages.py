@@ -1,7 +1,5 @@
 """What a user can cause is answered in a few lines and an exit code: 1 a failure, 2 a bad command line, 130 Ctrl-C.
-
-Without it, a misspelt option, a full disk or Ctrl-C ends in a traceback.
-"""
+Without it, a misspelt option, a full disk or Ctrl-C ends in a traceback."""
 import argparse
 import logging
 import os
@@ -47,9 +45,14 @@ def run(main):
                  "What was saved before is intact. Once this is mended, run the same command again.")
 
 
+def one_line(error, length=200):
+    """Return the text of an error, or its kind if it has none, as one line of that length at most."""
+    return " ".join(str(error).split())[:length] or type(error).__name__
+
+
 def corrupt_data(reason):
-    """Return the message for a prepared data set that cannot be read, for a reason of any length."""
-    return (f"The prepared CIFAR-10 cannot be read: {' '.join(reason.split())[:200]}\n"
+    """Return the message for a prepared data set that cannot be read."""
+    return (f"The prepared CIFAR-10 cannot be read: {one_line(reason)}\n"
             "Delete the folder cifar10 in your TensorFlow Datasets folder (TFDS_DATA_DIR, or ~/tensorflow_datasets)\n"
             "and run the same command again; it will be prepared anew.")
 

@@ -1,7 +1,5 @@
-"""Pictures: own photographs as the model wants them, the sample, the report, a window where there is a display.
-
-Without it, the model can only be tried on CIFAR-10, and a figure is lost where there is no display.
-"""
+"""Own photographs as the model wants them, the report, and a window where there is a display.
+Without it, the model can only be tried on CIFAR-10, and a picture is lost where there is no display."""
 import math
 import sys
 import warnings
@@ -13,6 +11,7 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from support.files import write_atomically
+from support.messages import one_line
 
 most_pixels = 250_000_000  # a larger picture is refused unread: it would take over a gigabyte of memory
 
@@ -36,15 +35,11 @@ def draw(axes, image, title, **style):
 
 
 def load_image(path):
-    """Read a picture of any common format and size as the model wants it.
+    """Read a picture of any format that Pillow knows, and of any size; Pillow raises many kinds of errors.
 
-    Args:
-        path: file name; JPEG, PNG, GIF (its first frame), BMP, WebP and what else Pillow reads.
     Returns:
-        seen: float32 (32, 32, 3) in [0, 1], the middle square, reduced with antialiasing.
+        seen: what the model wants, float32 (32, 32, 3) in [0, 1]: the middle square, reduced with antialiasing.
         image: the upright picture as an RGB PIL.Image, at most 400 pixels wide and high.
-    Raises:
-        Exception: Pillow raises many kinds when a file is not a whole picture.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on odd metadata, or on a size that is checked below
@@ -66,15 +61,14 @@ def load_image(path):
 def classify(model, files, categories, path):
     """Print what the model takes the picture in each file for, and draw them all at `path`.
 
-    `categories` has the name of each label. Returns:
-        The number of files that could not be read.
+    `categories` has the name of each label. The number of files that could not be read is returned.
     """
     shown = []
     for file in files:
         try:
             seen, image = load_image(file)
         except Exception as error:  # each of Pillow's readers has exceptions of its own
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+            reason = getattr(error, "strerror", None) or one_line(error)
             print(f"{file}: not readable as a picture: {reason}", file=sys.stderr, flush=True)
             continue
         probabilities = model(seen[None], training=False).numpy()[0]
@@ -96,9 +90,7 @@ def classify(model, files, categories, path):
 def report(images, labels, probabilities, categories, path):
     """Print the accuracy of each class; draw the confusion matrix and the most confident mistakes at `path`.
 
-    Args:
-        images: (n, 32, 32, 3) in [0, 1]. labels: int (n,). probabilities: (n, 10). All in the same order.
-        path: Path of the picture.
+    Images (n, 32, 32, 3) in [0, 1], labels int (n,) and probabilities (n, 10) are in the same order.
     """
     predicted = probabilities.argmax(axis=1)
     confusion = tf.math.confusion_matrix(labels, predicted, len(categories)).numpy()  # rows are the true classes

@@ -1,14 +1,12 @@
-"""What must happen before TensorFlow is imported: a quiet console, oneDNN, an answer to Ctrl-C and to missing packages.
-
-Without it, TensorFlow writes its log on the console, many CPUs train slower, and a missing package means a traceback.
-"""
+"""What must happen before TensorFlow is imported. Without it, TensorFlow writes its log on the console, many CPUs train
+slower, and Ctrl-C or a missing package ends in a traceback."""
 import importlib
 import os
 import signal
 import sys
 from pathlib import Path
 
-from support.messages import console, stop
+from support.messages import console, one_line, stop
 
 script = Path(sys.argv[0]).name
 is_script = script in ("train.py", "test.py")
@@ -25,7 +23,7 @@ except Exception as error:
     if not is_script:
         raise
     state = "missing" if isinstance(error, ModuleNotFoundError) else "broken"
-    sys.exit(f"A package is {state}: {' '.join(str(error).split())[:300]}\n"
+    sys.exit(f"A package is {state}: {one_line(error)}\n"
              f"This is Python {sys.version.split()[0]}; 3.10 to 3.13 can have it:  "
              "python -m pip install -r requirements.txt\n"
              f"For any other, there is uv:  uv run --python 3.13 --with-requirements requirements.txt {script}")
