@@ -75,8 +75,8 @@ def load_data(batch_size=batch_size, seed=None, augment=False, done=0):
     return ds_train, ds_test, info
 
 
-def create_model(input_shape, optimizer="adam"):
-    """Return the tutorial's network, 2,395,434 parameters, compiled with a Keras optimizer; print its summary.
+def create_model(input_shape, optimizer="adam", loss="sparse_categorical_crossentropy"):
+    """Return the tutorial's network, 2,395,434 parameters, compiled with that optimizer and loss; print its summary.
 
     The keras.Sequential maps images in [0, 1], (batch, *input_shape), to the probabilities of the ten classes.
     """
@@ -94,7 +94,7 @@ def create_model(input_shape, optimizer="adam"):
     ]
     model = keras.Sequential(network)
     model.summary()
-    model.compile(loss="sparse_categorical_crossentropy", optimizer=optimizer, metrics=["accuracy"])
+    model.compile(loss=loss, optimizer=optimizer, metrics=["accuracy"])
     return model
 
 
@@ -114,11 +114,11 @@ def main():
     if args.seed is not None:
         keras.utils.set_random_seed(args.seed)
     print(f"Training on: {recipe.device_name()}", flush=True)
-    optimizer = keras.optimizers.Adam()
+    optimizer, loss = keras.optimizers.Adam(), "sparse_categorical_crossentropy"
     if args.fast:
         keras.config.set_dtype_policy(checkpoint.options.get("precision") or recipe.faster_precision())
-        optimizer = recipe.fast_optimizer(args.epochs, steps_per_epoch)
-    model = create_model(info.features["image"].shape, optimizer)
+        optimizer, loss = recipe.fast_optimizer(args.epochs, steps_per_epoch), recipe.smoothed_crossentropy
+    model = create_model(info.features["image"].shape, optimizer, loss)
     if args.fast and not done:
         recipe.set_initial_values(model)
 

@@ -86,6 +86,13 @@ def test_another_network_is_no_continuation(half, tiny, monkeypatch):
     assert re.search(r"network [0-9a-f]{8}, not [0-9a-f]{8}\.", message(err)) and "--restart" in err
 
 
+def test_restart_discards_nothing_before_the_data_are_there(half, tmp_path):
+    before = (half / checkpoint).read_bytes()
+    (tmp_path / "file").write_text("")
+    run("train.py", *options, "--restart", cwd=half, data=tmp_path / "file", code=1)
+    assert (half / checkpoint).read_bytes() == before
+
+
 def test_restart_and_more_epochs(half, tiny):
     out, err = run("train.py", *options, "--epochs", 5, cwd=half, data=tiny)
     assert "Resuming after" in out and "Epoch 5/5" in out

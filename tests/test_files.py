@@ -142,6 +142,15 @@ def test_disk_full(half, undisturbed, tiny):
     same_as_undisturbed(half, undisturbed)
 
 
+def test_logs_without_a_model_are_kept(undisturbed, tiny, tmp_path):
+    """So they are in a fresh checkout, which has recorded logs."""
+    shutil.copytree(undisturbed / "logs", tmp_path / "logs")
+    out, err = run("train.py", *in_one_go, cwd=tmp_path, data=tiny)
+    dated = re.search(rf"^The earlier run is kept as logs/({name}-[\d-]+)$", out, re.M)[1]
+    assert curves(tmp_path / "logs" / dated) == curves(undisturbed / "logs" / name)
+    assert len(curves(tmp_path / "logs" / name)["train/epoch_loss"]) == 1
+
+
 def test_training_again_keeps_the_earlier_run(undisturbed, tiny, tmp_path):
     folder = shutil.copytree(undisturbed, tmp_path / "again")
     old = (folder / f"results/{name}.h5").read_bytes()

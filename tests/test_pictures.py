@@ -1,12 +1,16 @@
 """What is there to look at: own pictures, the report, the curves."""
 import io
+import os
 import re
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import message, name, reader, run, size_and_colours
+from conftest import environment, message, name, reader, run, size_and_colours
 from small_cifar10 import labels, make_images
 
 
@@ -191,3 +195,45 @@ def test_sample_picture(folder, data):
     run("test.py", cwd=folder, data=data)
     size, colours = size_and_colours(folder / f"results/{name}-sample.png")
     assert size == (400, 440) and colours > 100
+
+
+window = """
+import os
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+
+def close_soon(figure):
+    def close():
+        Path("window.txt").write_text(plt.get_backend())
+        plt.close(figure)
+    figure.timer = figure.canvas.new_timer(interval=1000)
+    figure.timer.add_callback(close)
+    figure.timer.start()
+"""
+
+
+@pytest.fixture
+def display():
+    """DISPLAY, of Xvfb if there is no other; Windows and macOS need none."""
+    if os.environ.get("DISPLAY") or sys.platform in ("win32", "darwin"):
+        yield os.environ.get("DISPLAY", "")
+    elif not shutil.which("Xvfb"):
+        pytest.skip("there is no display, and no Xvfb to make one")
+    else:
+        pytest.importorskip("tkinter", reason="this Python has no windows")
+        theirs, ours = os.pipe()
+        screen = subprocess.Popen(["Xvfb", "-displayfd", str(ours)], pass_fds=[ours], stderr=subprocess.DEVNULL)
+        yield ":" + os.read(theirs, 10).decode().strip()
+        screen.terminate()
+        screen.wait()
+
+
+def test_a_window_where_there_is_a_display(display, small_model, tiny, tmp_path):
+    (tmp_path / "window.py").write_text(window)
+    (tmp_path / "matplotlibrc").write_text("figure.hooks: window:close_soon")
+    env = environment(tiny, MPLBACKEND="", DISPLAY=display, PYTHONPATH=str(tmp_path))
+    out, err = run("test.py", small_model, cwd=tmp_path, data=tiny, env=env, plain=True)
+    assert "Picture saved as" in out and err == ""
+    assert (tmp_path / "window.txt").read_text().lower() in ("tkagg", "macosx", "qtagg", "gtk4agg", "gtk3agg")

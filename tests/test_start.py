@@ -29,6 +29,16 @@ def test_a_broken_package_shows_its_own_error(tmp_path):
     assert done.returncode == 1 and "No module named 'no_such_module'" in done.stderr
 
 
+def test_a_broken_tfds_is_not_taken_for_broken_data(tmp_path):
+    """TFDS swallows an error of its own import, here that of a tensorflow-metadata for another protobuf."""
+    (tmp_path / "tensorflow_metadata").mkdir()
+    (tmp_path / "tensorflow_metadata/__init__.py").write_text("raise TypeError('built for another protobuf')")
+    done = subprocess.run([sys.executable, root / "train.py"], cwd=tmp_path, capture_output=True, encoding="utf-8",
+                          env=environment(tmp_path / "data", PYTHONPATH=str(tmp_path)))
+    assert done.returncode == 1 and done.stdout == ""
+    assert "A package is broken: built for another protobuf" in message(done.stderr)
+
+
 @posix
 @pytest.mark.parametrize("script", ["train.py", "test.py"])
 @pytest.mark.parametrize("seconds", [1, 2.5])
