@@ -14,6 +14,8 @@ adam_peak = 0.002  # highest learning rate of Adam; longer runs have lower ones
 muon_peak = 0.003  # and of Muon
 warm_up = 0.25  # part of the run in which the learning rates rise
 gain = 0.4  # size of the initial values; small ones change direction faster
+smoothing = 0.1  # part of each label that is spread over all classes
+weight_decay = 0.05  # part of each weight that is taken off a step, times the learning rate
 
 
 def device_name():
@@ -46,16 +48,17 @@ def faster_precision():
 def fast_optimizer(epochs, steps_per_epoch):
     """Return the optimizer for a run of `epochs` epochs, and say what the recipe does."""
     scale = min(1, fast_epochs / epochs) ** 0.5  # longer runs get further with lower rates
-    number, precision = f"{epochs} epoch{'s' * (epochs > 1)}", keras.config.dtype_policy().name
-    print(f"Fast recipe: {number} in {precision}, from better initial values; Muon for the convolutions, Adam for the\n"
-          f"rest; their rates rise to {scale * muon_peak:.2g} and {scale * adam_peak:.2g}, then fall to 0", flush=True)
-    return Muon(OneCycle(scale * adam_peak, epochs * steps_per_epoch), beta_2=0.99, weight_decay=0.05)
+    muon, adam, precision = scale * muon_peak, scale * adam_peak, keras.config.dtype_policy().name
+    print(f"Fast recipe: {epochs} epoch{'s' * (epochs > 1)} in {precision}, better initial values, smoothed labels;\n"
+          f"Muon for the convolutions, Adam for the rest; rates rise to {muon:.2g} and {adam:.2g}, then fall to 0",
+          flush=True)
+    return Muon(OneCycle(adam, epochs * steps_per_epoch), beta_2=0.99, weight_decay=weight_decay)
 
 
 def smoothed_crossentropy(labels, probabilities):
-    """Return the loss when a tenth of each label is spread over all classes (https://arxiv.org/abs/1512.00567)."""
+    """Return the loss when a part of each label is spread over all classes (https://arxiv.org/abs/1512.00567)."""
     targets = tf.one_hot(tf.cast(tf.reshape(labels, [-1]), tf.int32), probabilities.shape[-1])
-    return keras.losses.categorical_crossentropy(targets, probabilities, label_smoothing=0.1)
+    return keras.losses.categorical_crossentropy(targets, probabilities, label_smoothing=smoothing)
 
 
 class OneCycle(keras.optimizers.schedules.LearningRateSchedule):

@@ -1,4 +1,4 @@
-"""The model that comes with the project."""
+"""The models and logs that come with the project."""
 import csv
 import re
 import shutil
@@ -11,12 +11,15 @@ from PIL import Image, ImageDraw
 
 from conftest import convolutions, curves, hparams_of, name, reader, root, run
 
+best = "fast-augment-30-epochs"
 model_file = root / "results" / f"{name}.h5"
 pytestmark = pytest.mark.skipif(not model_file.exists(), reason="this checkout has no recorded model")
 
 
-def test_recorded_model():
+@pytest.mark.parametrize("model_name", [name, best])
+def test_recorded_model(model_name):
     import keras
+    model_file = root / "results" / f"{model_name}.h5"
     model = keras.models.load_model(model_file, compile=False)
     assert model.count_params() == 2395434
     assert (model.input_shape, model.output_shape) == ((None, 32, 32, 3), (None, 10))
@@ -25,27 +28,26 @@ def test_recorded_model():
 
 
 def test_it_labels_a_drawing_without_data_or_training(tmp_path):
-    (tmp_path / "results").mkdir()
-    shutil.copy(model_file, tmp_path / "results")
+    shutil.copy(root / "results" / f"{best}.h5", tmp_path)
     picture = Image.new("RGB", (300, 200), (150, 190, 230))
     draw = ImageDraw.Draw(picture)
     draw.rectangle((0, 130, 300, 200), fill=(40, 90, 130))
     draw.polygon([(60, 115), (250, 115), (230, 145), (75, 145)], fill=(60, 30, 30))
     draw.rectangle((90, 95, 200, 115), fill=(240, 240, 240))
     picture.save(tmp_path / "drawing.png")
-    out, err = run("test.py", "--image", "drawing.png", cwd=tmp_path, data=tmp_path / "no data")
+    out, err = run("test.py", f"{best}.h5", "--image", "drawing.png", cwd=tmp_path, data=tmp_path / "no data")
     assert re.match(r"drawing\.png: (\w+) \(\1 [\d.]+%, \w+ [\d.]+%, \w+ [\d.]+%\)\n", out) and err == ""
 
 
 @pytest.mark.parametrize("run_name, epochs, recipe, augment", [
-    (name, 30, "tutorial", False), ("fast", 4, "fast", False), ("fast-augment-30-epochs", 30, "fast", True)])
+    (name, 30, "tutorial", False), ("fast", 3, "fast-v2", False), (best, 30, "fast-v2", True)])
 def test_recorded_logs_are_whole(run_name, epochs, recipe, augment):
     log_dir = root / "logs" / run_name
     found = curves(log_dir)
     for part in "train", "validation":
         assert {f"{part}/epoch_loss", f"{part}/epoch_accuracy"} <= set(found)
-    assert ("train/epoch_learning_rate_muon" in found) == (recipe == "fast")
-    if recipe == "fast":
+    assert ("train/epoch_learning_rate_muon" in found) == (recipe == "fast-v2")
+    if recipe == "fast-v2":
         from support.recipe import adam_peak, fast_epochs, muon_peak
         scale = (fast_epochs / epochs) ** 0.5
         highest = {key: max(rate for step, rate in found[f"train/epoch_learning_rate{key}"]) for key in ("", "_muon")}
@@ -56,7 +58,7 @@ def test_recorded_logs_are_whole(run_name, epochs, recipe, augment):
     rows = list(csv.DictReader((log_dir / "epochs.csv").open()))
     last = float(rows[-1]["val_accuracy"])
     assert len(rows) == epochs and last == pytest.approx(found["validation/epoch_accuracy"][-1][1])
-    assert f"{last:.2%}".replace("%", " %") in (root / "README.md").read_text(encoding="utf-8")
+    assert f"{last * 100:.2f}" in (root / "results/README.md").read_text(encoding="utf-8")
     assert convolutions(log_dir) == 6
     (trial, options), = hparams_of(log_dir)
     expected = {"epochs": epochs, "recipe": recipe, "augment": augment, "batch size": 64, "seed": "1"}
@@ -69,7 +71,8 @@ def test_no_picture_of_the_data_set_is_recorded():
         pytest.skip("this is not a checkout")
     files = [Path(file) for file in tracked.stdout.split()]
     assert {file.parts[2] for file in files if file.parts[0] == "logs"} == {"epochs.csv", "train", "validation"}
-    assert {file.name for file in files if file.parts[0] == "results"} == {f"{name}.h5", f"{name}.png"}
+    assert {file.name for file in files if file.parts[0] == "results"} == {
+        "README.md", *(run + ending for run in (name, best) for ending in (".h5", ".png"))}
     for folder in {root / file.parent for file in files if "tfevents" in file.name}:
         plugins = {content.plugin_data.plugin_name for content in reader(folder).summary_metadata.values()}
         assert plugins <= {"scalars", "hparams", "graph_keras_model"}, plugins
