@@ -52,13 +52,13 @@ def measure_training(load_data, validation_steps, fast):
     import keras
 
     import train
-    from support import machine, recipe
+    from support import recipe
     ds_train, ds_test, info = load_data()
-    optimizer = "adam"
+    compiled = {}
     if fast:
-        keras.config.set_dtype_policy(machine.faster_precision())
-        optimizer = recipe.fast_optimizer(recipe.fast_epochs, 781)
-    model = train.create_model((32, 32, 3), optimizer)
+        keras.config.set_dtype_policy(recipe.faster_precision())
+        compiled = {"optimizer": recipe.fast_optimizer(recipe.fast_epochs, 781), "loss": recipe.smoothed_crossentropy}
+    model = train.create_model((32, 32, 3), **compiled)
     clock = {}
 
     class Clock(keras.callbacks.Callback):
