@@ -9,10 +9,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from support import messages
-from support.files import load_classifier
-from support.logs import log_picture
-from support.pictures import classify, draw, report, show
+from support import files, logs, messages, pictures
 
 categories = {
     0: "airplane", 1: "automobile", 2: "bird", 3: "cat", 4: "deer",
@@ -22,14 +19,14 @@ categories = {
 
 def main():
     args = parse_args()
-    model = load_classifier(args.model, num_classes)
+    model = files.load_classifier(args.model, num_classes)
 
     def picture(kind):
         return Path("results", f"{args.model.stem}-{kind}.png")
 
     # own pictures instead of CIFAR-10
     if args.image:
-        unreadable = classify(model, args.image, categories, picture("images"))
+        unreadable = pictures.classify(model, args.image, categories, picture("images"))
         sys.exit(1 if unreadable else 0)
 
     # the accuracy, over every test image once
@@ -45,16 +42,16 @@ def main():
     print(f"Predicted label: {predicted_label}")
     print(f"True label: {true_label}")
     figure, axes = plt.subplots(figsize=(4, 4.4), layout="constrained")
-    draw(axes, image, f"Predicted label: {predicted_label} ({probabilities.max():.1%})\nTrue label: {true_label}")
-    show(figure, picture("sample"))
+    pictures.draw(axes, image, f"Predicted label: {predicted_label} ({probabilities.max():.1%})\nTrue label: {true_label}")
+    pictures.show(figure, picture("sample"))
 
     # where the model goes wrong
     if args.report:
         images, labels = (np.concatenate(part) for part in zip(*ds_test.as_numpy_iterator()))
-        report(images, labels, model.predict(ds_test), categories, picture("report"))
+        pictures.report(images, labels, model.predict(ds_test), categories, picture("report"))
         log_dir = Path("logs", args.model.stem)
         if log_dir.is_dir() and args.model.resolve().parent == Path("results").resolve():
-            log_picture(picture("report"), log_dir / "report")
+            logs.log_picture(picture("report"), log_dir / "report")
 
 
 def parse_args():

@@ -11,12 +11,8 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from support import messages, recipe
+from support import download, files, logs, messages, recipe
 from support.checkpoint import Checkpoint
-from support.download import prepare_data
-from support.files import output_paths, save_model
-from support.logs import TensorBoard, plot_curves
-from support.messages import UserError
 
 # The dials of the tutorial. (Those of --fast are in support/recipe.py.)
 batch_size = 64  # images per step
@@ -26,7 +22,7 @@ model_name = "cifar10-model-v1"  # of results/NAME.h5 and logs/NAME
 
 
 def load_data(batch_size=batch_size, seed=None, augment=False, done=0):
-    """Load CIFAR-10 as two streams of batches: images float32 (batch, 32, 32, 3) in [0, 1], labels int64 (batch,).
+    """Load CIFAR-10 as batches of images, float32 (batch, 32, 32, 3) in [0, 1], and labels, int64 (batch,).
 
     Args:
         batch_size: images per batch.
@@ -34,15 +30,13 @@ def load_data(batch_size=batch_size, seed=None, augment=False, done=0):
         augment: True to flip training images horizontally and to shift them by up to 2 pixels, at random.
         done: finished epochs of a run that resumes; with a seed, the images that they have seen are skipped.
     Returns:
-        ds_train: an endless stream; each pass has every training image once, shuffled over the whole split.
-        ds_test: the test images once, in their own order; the last batch is smaller.
-        info: the tfds.core.DatasetInfo.
-    Raises:
-        UserError: the data set is not there and cannot be downloaded.
+        ds_train, an endless stream, where each pass has every training image once, shuffled over the whole split;
+        ds_test, the test images once, in their own order; the last batch is smaller;
+        info, the tfds.core.DatasetInfo.
+    Raises messages.UserError if the data set is not there and cannot be downloaded.
     """
-    info = prepare_data().info
-
-    train, test = (info.splits[split] for split in ("train", "test"))
+    info = download.prepare_data().info
+    train, test = info.splits["train"], info.splits["test"]
 
     def each(dataset, change):
         unchanged = tf.autograph.experimental.do_not_convert(change)  # there is nothing to convert; it would take 0.2 s
@@ -71,10 +65,10 @@ def load_data(batch_size=batch_size, seed=None, augment=False, done=0):
     if augment:
         seeds = tf.data.Dataset.random(seed).batch(2).skip(seen)
         ds_train = each(tf.data.Dataset.zip(ds_train, seeds), recipe.flip_and_shift)
-    ds_train = each(ds_train, to_float).prefetch(tf.data.AUTOTUNE)  # the next batch comes while the model trains on one
-
     ds_test = decode_all(records(test), test).batch(batch_size).cache()
-    ds_test = each(ds_test, to_float).prefetch(tf.data.AUTOTUNE)
+
+    # the next batch is made while the model trains on one
+    ds_train, ds_test = (each(dataset, to_float).prefetch(tf.data.AUTOTUNE) for dataset in (ds_train, ds_test))
     return ds_train, ds_test, info
 
 
@@ -103,7 +97,7 @@ def create_model(input_shape, optimizer="adam", loss="sparse_categorical_crossen
 
 def main():
     args = parse_args()
-    model_file, curves_file, log_dir = output_paths(args.name)
+    model_file, curves_file, log_dir = files.output_paths(args.name)
     checkpoint = Checkpoint(model_file.with_suffix(".checkpoint.npz"), args.restart)
     done = len(checkpoint.history)  # epochs of an interrupted run
 
@@ -111,7 +105,7 @@ def main():
     ds_train, ds_test, info = load_data(args.batch_size, args.seed, args.augment, done)
     steps_per_epoch = info.splits["train"].num_examples // args.batch_size
     if not steps_per_epoch:
-        raise UserError(f"--batch-size {args.batch_size}: there are fewer training images than that.")
+        raise messages.UserError(f"--batch-size {args.batch_size}: there are fewer training images than that.")
 
     # the network
     if args.seed is not None:
@@ -128,7 +122,7 @@ def main():
     # the training, from the start or from where it was interrupted
     options = {"epochs": args.epochs, "batch size": args.batch_size, "seed": args.seed, "augment": args.augment,
                "recipe": "fast-v2" if args.fast else "tutorial", "precision": keras.config.dtype_policy().name}
-    loggers = [keras.callbacks.CSVLogger(log_dir / "epochs.csv"), TensorBoard(log_dir, options)]
+    loggers = [keras.callbacks.CSVLogger(log_dir / "epochs.csv"), logs.TensorBoard(log_dir, options)]
     checkpoint.restore(model, options, loggers)
     if done:
         print(f"Resuming after epoch {done} of {args.epochs}", flush=True)
@@ -137,8 +131,8 @@ def main():
     signal.signal(signal.SIGINT, checkpoint.stop)
     model.fit(ds_train, epochs=args.epochs, initial_epoch=done, steps_per_epoch=steps_per_epoch, shuffle=False,
               validation_data=ds_test, callbacks=[*loggers, checkpoint])
-    plot_curves(checkpoint.history, curves_file)
-    save_model(model, model_file)
+    logs.plot_curves(checkpoint.history, curves_file)
+    files.save_model(model, model_file)
     checkpoint.delete()
     print(f"The model is in {model_file}, its curves are in {curves_file}\n"
           f"Next: python test.py{'' if args.name == model_name else f' {model_file}'}\n"

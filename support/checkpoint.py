@@ -14,17 +14,15 @@ from support.messages import UserError, stop
 
 class Checkpoint(keras.callbacks.Callback):
     """Save the whole state of training at `path`, *.npz, after every epoch, and resume from it.
-
-    One file has it all: weights, optimizer, dropout's random state, options and history. So a kill can never separate
-    them. keras.callbacks.BackupAndRestore has two files, and neither options nor history. The checkpoint before is
-    kept in case this one gets corrupt. With `restart` both are left unread, and deleted when the training begins.
-    """
+    One file has weights, optimizer, random state, options and history, so a kill can never separate them. (Keras'
+    BackupAndRestore has two files, without options and history.) The checkpoint before is kept in case this one gets
+    corrupt. With `restart` both are left unread, and deleted when the training begins."""
 
     def __init__(self, path, restart=False):
         super().__init__()
         self.path, self.previous = path, path.with_name("previous-" + path.name)
         self.options = {}  # of the run; what must not change when it resumes
-        self.history = []  # of each epoch: a dict of its metrics
+        self.history, self.values = [], []  # of each epoch, a dict of its metrics; of each variable, its array
         found = [file for file in (self.path, self.previous) if file.exists()]
         self.unfinished = bool(found)  # the logs of this name are those of an unfinished run
         for file in [] if restart else found:
@@ -40,10 +38,8 @@ class Checkpoint(keras.callbacks.Callback):
                 print(f"The checkpoint {file} cannot be read ({type(error).__name__}); it is now {aside}", flush=True)
 
     def restore(self, model, options, loggers):
-        """Put the checkpoint, if there is one, into the compiled model.
-
-        `options` must be those of the interrupted run, or UserError is raised. `loggers` are callbacks of `fit`.
-        """
+        """Put the checkpoint, if there is one, into the compiled model; `loggers` are callbacks of `fit`.
+        `options` must be those of the interrupted run, or UserError is raised."""
         network = json.dumps(model.get_config(), default=str)
         options = {**options, "network": hashlib.sha256(network.encode()).hexdigest()[:8]}
         if self.history:
@@ -59,9 +55,8 @@ class Checkpoint(keras.callbacks.Callback):
         model.compute_metrics(None, np.zeros(1), np.zeros((1, model.output_shape[-1])))  # makes their variables, too:
         # with all of them there, `fit` traces the training step once, not twice, and starts a second earlier
         self.variables = model.variables + model.optimizer.variables
-        if self.history:
-            for variable, value in zip(self.variables, self.values):
-                variable.assign(value)
+        for variable, value in zip(self.variables, self.values):  # a new run has no values
+            variable.assign(value)
 
     def begin(self, model_file, curves_file, log_dir):
         """Begin a new run: keep an earlier one of this name with its date, or discard one that is unfinished."""
@@ -92,8 +87,8 @@ class Checkpoint(keras.callbacks.Callback):
         path.write_bytes(arrays.getbuffer())
 
     def delete(self):
-        self.previous.unlink(missing_ok=True)
-        self.path.unlink(missing_ok=True)
+        for file in self.previous, self.path:
+            file.unlink(missing_ok=True)
 
     def stop(self, *_):
         """Answer Ctrl-C at once, and say how far the training is. No file is ever half written, so this is safe."""

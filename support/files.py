@@ -28,9 +28,7 @@ def output_paths(name):
 
 def write_atomically(path, write, previous=None):
     """Call write(temporary path), then rename: `path` is always the whole old file or the whole new one.
-
-    That holds after a crash and on a full disk, whose OSError is raised. `previous` is where to keep the old file.
-    """
+    That holds after a crash and on a full disk, whose OSError is raised. `previous` is where to keep the old file."""
     part = path.with_name("part-" + path.name)
     try:
         write(part)
@@ -66,9 +64,7 @@ def save_model(model, path):
 
 def load_classifier(path, num_classes):
     """Return the compiled keras.Model in the HDF5 file at `path`, from images (batch, 32, 32, 3) to num_classes.
-
-    No code that the file may hold is run. UserError is raised if it is missing, corrupt, unsafe, or of another kind.
-    """
+    No code that the file may hold is run. UserError is raised if it is missing, corrupt, unsafe, or of another kind."""
     if not path.exists():
         raise UserError(f"There is no model at {path}.\nTrain one first: python train.py")
     try:

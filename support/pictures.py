@@ -10,8 +10,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from support.files import write_atomically
-from support.messages import one_line
+from support import files, messages
 
 most_pixels = 250_000_000  # a larger picture is refused unread: it would take over a gigabyte of memory
 
@@ -19,7 +18,7 @@ most_pixels = 250_000_000  # a larger picture is refused unread: it would take o
 def show(figure, path):
     """Save a figure at `path`, say so, and open it in a window where there is a display."""
     path.parent.mkdir(exist_ok=True)
-    write_atomically(path, lambda part: figure.savefig(part, dpi=100))
+    files.write_atomically(path, lambda part: figure.savefig(part, dpi=100))
     print(f"Picture saved as {path}", flush=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # where there is no display, show() only warns
@@ -36,11 +35,8 @@ def draw(axes, image, title, **style):
 
 def load_image(path):
     """Read a picture of any format that Pillow knows, and of any size; Pillow raises many kinds of errors.
-
-    Returns:
-        seen: what the model wants, float32 (32, 32, 3) in [0, 1]: the middle square, reduced with antialiasing.
-        image: the upright picture as an RGB PIL.Image, at most 400 pixels wide and high.
-    """
+    Return what the model wants, float32 (32, 32, 3) in [0, 1], the middle square, reduced with antialiasing; and the
+    upright picture as an RGB PIL.Image, at most 400 pixels wide and high."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on odd metadata, or on a size that is checked below
         with Image.open(path) as image:
@@ -60,15 +56,13 @@ def load_image(path):
 
 def classify(model, files, categories, path):
     """Print what the model takes the picture in each file for, and draw them all at `path`.
-
-    `categories` has the name of each label. The number of files that could not be read is returned.
-    """
+    `categories` has the name of each label. The number of files that could not be read is returned."""
     shown = []
     for file in files:
         try:
             seen, image = load_image(file)
         except Exception as error:  # each of Pillow's readers has exceptions of its own
-            reason = getattr(error, "strerror", None) or one_line(error)
+            reason = getattr(error, "strerror", None) or messages.one_line(error)
             print(f"{file}: not readable as a picture: {reason}", file=sys.stderr, flush=True)
             continue
         probabilities = model(seen[None], training=False).numpy()[0]
@@ -89,9 +83,7 @@ def classify(model, files, categories, path):
 
 def report(images, labels, probabilities, categories, path):
     """Print the accuracy of each class; draw the confusion matrix and the most confident mistakes at `path`.
-
-    Images (n, 32, 32, 3) in [0, 1], labels int (n,) and probabilities (n, 10) are in the same order.
-    """
+    Images (n, 32, 32, 3) in [0, 1], labels int (n,) and probabilities (n, 10) are in the same order."""
     predicted = probabilities.argmax(axis=1)
     confusion = tf.math.confusion_matrix(labels, predicted, len(categories)).numpy()  # rows are the true classes
     print("\nclass       correct    of  accuracy")

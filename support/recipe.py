@@ -28,7 +28,6 @@ def device_name():
 
 def faster_precision():
     """Time a convolution; return the Keras policy that trains faster here, "float32" or a mixed one of 16 bits.
-
     CPUs without bfloat16 instructions and GPUs before compute capability 7.0 are slower in 16 bits; no library tells.
     """
     def seconds(dtype):
@@ -77,10 +76,8 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
 
 class Muon(keras.optimizers.Adam):
     """Muon for the kernels of the convolutions, Adam for everything else. (Keras' own Muon takes no convolutions.)
-
-    Muon makes the singular values of each update about equal, so that a kernel learns in all directions at once.
-    Source: Jordan, "Muon: An optimizer for hidden layers in neural networks", https://kellerjordan.github.io/posts/muon/
-    """
+    Muon makes the singular values of each update about equal, so that a kernel learns in all directions at once
+    (https://kellerjordan.github.io/posts/muon/)."""
 
     muon_share = muon_peak / adam_peak  # of Adam's learning rate
 
@@ -100,10 +97,8 @@ class Muon(keras.optimizers.Adam):
 
 
 def set_initial_values(model):
-    """Give a new model orthogonal kernels, and a first layer that whitens; the last layer keeps Keras' values.
-
-    Source: Saxe et al., "Exact solutions to the nonlinear dynamics of learning", https://arxiv.org/abs/1312.6120
-    """
+    """Give a new model orthogonal kernels (https://arxiv.org/abs/1312.6120), and a first layer that whitens.
+    The last layer keeps Keras' values."""
     first, *others, last = [layer for layer in model.layers if layer.weights]
     for layer in others:
         layer.kernel.assign(keras.initializers.Orthogonal(gain)(layer.kernel.shape))
@@ -113,10 +108,8 @@ def set_initial_values(model):
 
 def whitening(images, filters):
     """Return kernel and bias of a convolution of 3x3 pixels whose outputs are uncorrelated and of about equal size.
-
-    The filters are the principal components of patches of the `images`, uint8 (n, 32, 32, 3), each with both signs.
-    Source: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", https://arxiv.org/abs/2404.00498
-    """
+    The filters are the principal components of patches of the `images`, uint8 (n, 32, 32, 3), each with both signs
+    (https://arxiv.org/abs/2404.00498)."""
     patches = tf.image.extract_patches(images, (1, 3, 3, 1), (1, 1, 1, 1), (1, 1, 1, 1), "VALID")
     patches = tf.reshape(patches, (-1, 27)).numpy() / 255
     variances, components = np.linalg.eigh(np.cov(patches.T))  # the smallest comes first

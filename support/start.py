@@ -1,5 +1,6 @@
 """What must happen before TensorFlow is imported. Without it, TensorFlow writes its log on the console, many CPUs train
 slower, and Ctrl-C or a missing package ends in a traceback."""
+import ctypes
 import importlib
 import os
 import signal
@@ -12,6 +13,14 @@ script = Path(sys.argv[0]).name
 is_script = script in ("train.py", "test.py")
 if is_script:
     signal.signal(signal.SIGINT, lambda *_: stop())
+if is_script and os.name == "nt" and not os.getcwd().isascii():
+    # TensorFlow garbles C:\Übung when it asks whether that is a folder. Windows has a second name for it, C:\BUNG~1.
+    short = ctypes.create_unicode_buffer(1000)
+    ctypes.windll.kernel32.GetShortPathNameW(os.getcwd(), short, 1000)
+    if not short.value.isascii():
+        sys.exit(f"On Windows, TensorFlow cannot write into a folder with letters like those of {os.getcwd()}.\n"
+                 "Move this project to a folder such as C:\\cifar10, and run the same command there.")
+    os.chdir(short.value)
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # faster convolutions; TensorFlow leaves them off without AVX-512
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow 2.21 writes before it reads the log level

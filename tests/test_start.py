@@ -1,12 +1,14 @@
 """Before TensorFlow: missing and broken packages, a quiet console, Ctrl-C while packages are imported."""
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from PIL import Image
 
-from conftest import environment, message, posix, root, start
+from conftest import checkpoint, curves, environment, message, name, options, posix, root, run, start, wait_for
 
 
 @pytest.mark.parametrize("script", ["train.py", "test.py"])
@@ -49,3 +51,26 @@ def test_ctrl_c_before_training(script, seconds, tmp_path, tiny):
     out, err = script.wait(60)
     if script.returncode == 130 or "There is no model" not in err:  # test.py may have been quicker
         assert (script.returncode, err) == (130, "\nStopped.\n")
+
+
+def test_a_folder_with_a_space_and_letters_beyond_ascii(tmp_path, tiny):
+    folder = tmp_path / "Übung mit Bildern"
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("Wine can make no such folder; with LC_ALL=C.UTF-8 it can")
+    shutil.copytree(tiny, folder / "Daten für alle")
+    where = {"cwd": folder, "data": folder / "Daten für alle"}
+    script = start("train.py", *options, **where)
+    assert wait_for(folder / checkpoint, script, size=1_000_000)
+    script.kill()
+    out, err = run("train.py", *options, **where)
+    assert err == "" and "Resuming after epoch " in out and f"The model is in results/{name}.h5" in out
+    shutil.copytree(folder / "logs", tmp_path / "logs")  # TensorFlow's own reader cannot read them there on Windows
+    assert [step for step, value in curves(tmp_path / "logs" / name)["train/epoch_loss"]] == [0, 1, 2, 3]
+    out, err = run("test.py", "--report", **where)
+    assert err == "" and (folder / f"results/{name}-report.png").exists()
+    assert list((folder / f"logs/{name}/report").glob("*tfevents*"))
+    Image.new("RGB", (40, 30)).save(folder / "Füße.png")
+    out, err = run("test.py", "--image", "Füße.png", **where)
+    assert err == "" and "Füße.png: " in out and (folder / f"results/{name}-images.png").exists()
