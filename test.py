@@ -20,14 +20,11 @@ categories = {
 def main():
     args = parse_args()
     model = files.load_classifier(args.model, num_classes)
-
-    def picture(kind):
-        return Path("results", f"{args.model.stem}-{kind}.png")
+    picture = {kind: Path("results", f"{args.model.stem}-{kind}.png") for kind in ("images", "sample", "report")}
 
     # own pictures instead of CIFAR-10
     if args.image:
-        unreadable = pictures.classify(model, args.image, categories, picture("images"))
-        sys.exit(1 if unreadable else 0)
+        sys.exit(0 if pictures.classify(model, args.image, categories, picture["images"]) else 1)
 
     # the accuracy, over every test image once
     ds_train, ds_test, info = load_data()
@@ -42,16 +39,17 @@ def main():
     print(f"Predicted label: {predicted_label}")
     print(f"True label: {true_label}")
     figure, axes = plt.subplots(figsize=(4, 4.4), layout="constrained")
-    pictures.draw(axes, image, f"Predicted label: {predicted_label} ({probabilities.max():.1%})\nTrue label: {true_label}")
-    pictures.show(figure, picture("sample"))
+    percent = f"{probabilities.max():.1%}"
+    pictures.draw(axes, image, f"Predicted label: {predicted_label} ({percent})\nTrue label: {true_label}")
+    pictures.show(figure, picture["sample"])
 
     # where the model goes wrong
     if args.report:
         images, labels = (np.concatenate(part) for part in zip(*ds_test.as_numpy_iterator()))
-        pictures.report(images, labels, model.predict(ds_test), categories, picture("report"))
+        pictures.report(images, labels, model.predict(ds_test), categories, picture["report"])
         log_dir = Path("logs", args.model.stem)
         if log_dir.is_dir() and args.model.resolve().parent == Path("results").resolve():
-            logs.log_picture(picture("report"), log_dir / "report")
+            logs.log_picture(picture["report"], log_dir / "report")
 
 
 def parse_args():
@@ -61,8 +59,8 @@ def parse_args():
                         help="model file (default: %(default)s)")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--image", nargs="+", metavar="FILE",
-                         help="classify these pictures instead; the answer is always one of the ten classes, whatever"
-                              " they show, and only the middle square of a picture counts")
+                         help="classify the middle squares of these pictures instead; the answer is always one of the"
+                              " ten classes, whatever they show")
     instead.add_argument("--report", action="store_true", help="show where the model goes wrong, too")
     return parser.parse_args()
 

@@ -1,7 +1,5 @@
 """Train the tutorial's three-block CNN on CIFAR-10: python train.py --help
-
-Read it from the top: the dials, the data, the network, the training. What makes these dependable is in support/.
-"""
+Read it from the top: the dials, the data, the network, the training. What makes these dependable is in support/."""
 from support import start  # noqa: F401, I001 (before TensorFlow: it keeps the console quiet, and answers Ctrl-C)
 
 import argparse
@@ -21,26 +19,19 @@ epochs = 30  # passes over the 50,000 training images, 781 steps each
 model_name = "cifar10-model-v1"  # of results/NAME.h5 and logs/NAME
 
 
+@tf.autograph.experimental.do_not_convert  # the functions below have nothing to convert; looking for it takes 0.2 s
 def load_data(batch_size=batch_size, seed=None, augment=False, done=0):
     """Load CIFAR-10 as batches of images, float32 (batch, 32, 32, 3) in [0, 1], and labels, int64 (batch,).
-
     Args:
-        batch_size: images per batch.
         seed: int for the same order of training images in every run; None for another order each time.
         augment: True to flip training images horizontally and to shift them by up to 2 pixels, at random.
         done: finished epochs of a run that resumes; with a seed, the images that they have seen are skipped.
     Returns:
         ds_train, an endless stream, where each pass has every training image once, shuffled over the whole split;
-        ds_test, the test images once, in their own order; the last batch is smaller;
-        info, the tfds.core.DatasetInfo.
-    Raises messages.UserError if the data set is not there and cannot be downloaded.
-    """
+        ds_test, the test images once, in their own order, with a smaller last batch; and the tfds.core.DatasetInfo.
+    Raises messages.UserError if the data set is not there and cannot be downloaded."""
     info = download.prepare_data().info
     train, test = info.splits["train"], info.splits["test"]
-
-    def each(dataset, change):
-        unchanged = tf.autograph.experimental.do_not_convert(change)  # there is nothing to convert; it would take 0.2 s
-        return dataset.map(unchanged, num_parallel_calls=tf.data.AUTOTUNE)
 
     def records(split):
         return tf.data.TFRecordDataset([str(path) for path in split.filepaths])
@@ -50,7 +41,7 @@ def load_data(batch_size=batch_size, seed=None, augment=False, done=0):
         return example["image"], example["label"]  # uint8 (32, 32, 3), int64
 
     def decode_all(records, split):
-        return each(records, decode).apply(tf.data.experimental.assert_cardinality(split.num_examples))
+        return records.map(decode, tf.data.AUTOTUNE).apply(tf.data.experimental.assert_cardinality(split.num_examples))
 
     def to_float(images, labels):
         return tf.cast(images, tf.float32) / 255.0, labels
@@ -64,19 +55,17 @@ def load_data(batch_size=batch_size, seed=None, augment=False, done=0):
     ds_train = first_pass.concatenate(later_passes).skip(seen * batch_size).batch(batch_size)
     if augment:
         seeds = tf.data.Dataset.random(seed).batch(2).skip(seen)
-        ds_train = each(tf.data.Dataset.zip(ds_train, seeds), recipe.flip_and_shift)
+        ds_train = tf.data.Dataset.zip(ds_train, seeds).map(recipe.flip_and_shift, tf.data.AUTOTUNE)
     ds_test = decode_all(records(test), test).batch(batch_size).cache()
 
     # the next batch is made while the model trains on one
-    ds_train, ds_test = (each(dataset, to_float).prefetch(tf.data.AUTOTUNE) for dataset in (ds_train, ds_test))
+    ds_train, ds_test = (ds.map(to_float, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE) for ds in (ds_train, ds_test))
     return ds_train, ds_test, info
 
 
 def create_model(input_shape, optimizer="adam", loss="sparse_categorical_crossentropy"):
     """Return the tutorial's network, 2,395,434 parameters, compiled with that optimizer and loss; print its summary.
-
-    The keras.Sequential maps images in [0, 1], (batch, *input_shape), to the probabilities of the ten classes.
-    """
+    The keras.Sequential maps images in [0, 1], (batch, *input_shape), to the probabilities of the ten classes."""
     network = [keras.Input(input_shape)]
     for filters in 32, 64, 128:
         network += [
@@ -110,7 +99,7 @@ def main():
     # the network
     if args.seed is not None:
         keras.utils.set_random_seed(args.seed)
-    print(f"Training on: {recipe.device_name()}", flush=True)
+    print(f"Training on: {recipe.device_name()}")
     optimizer, loss = keras.optimizers.Adam(), "sparse_categorical_crossentropy"
     if args.fast:
         keras.config.set_dtype_policy(checkpoint.options.get("precision") or recipe.faster_precision())
@@ -124,9 +113,7 @@ def main():
                "recipe": "fast-v2" if args.fast else "tutorial", "precision": keras.config.dtype_policy().name}
     loggers = [keras.callbacks.CSVLogger(log_dir / "epochs.csv"), logs.TensorBoard(log_dir, options)]
     checkpoint.restore(model, options, loggers)
-    if done:
-        print(f"Resuming after epoch {done} of {args.epochs}", flush=True)
-    else:
+    if not done:
         checkpoint.begin(model_file, curves_file, log_dir)
     signal.signal(signal.SIGINT, checkpoint.stop)
     model.fit(ds_train, epochs=args.epochs, initial_epoch=done, steps_per_epoch=steps_per_epoch, shuffle=False,
@@ -141,11 +128,9 @@ def main():
 
 def parse_args():
     """Return the options of the command line; exit with code 2 if one is wrong."""
-    parser = argparse.ArgumentParser(
-        description="Train the tutorial's CNN on CIFAR-10. The same command resumes a run that was interrupted.")
-    parser.add_argument("--fast", action="store_true",
-                        help=f"pass the tutorial's accuracy in {recipe.fast_epochs} epochs: better initial values,"
-                             " another optimizer, smoothed labels, and 16 bits where they are faster")
+    parser = argparse.ArgumentParser(description="Train the tutorial's CNN on CIFAR-10, or resume an interrupted run.")
+    parser.add_argument("--fast", action="store_true", help=f"pass the tutorial's accuracy in {recipe.fast_epochs}"
+                        " epochs, by better initial values, another optimizer, smoothed labels and perhaps 16 bits")
     parser.add_argument("--augment", action="store_true", help="flip and shift images at random; pays in long runs")
     parser.add_argument("--epochs", type=messages.whole(1, 10_000), metavar="N",
                         help=f"passes over the training images (default: {epochs}; with --fast: {recipe.fast_epochs})")

@@ -3,7 +3,6 @@ Without it, Ctrl-C, a crash or a reboot in the last epoch costs the whole run.""
 import hashlib
 import io
 import json
-import shutil
 
 import keras
 import numpy as np
@@ -13,10 +12,9 @@ from support.messages import UserError, stop
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Save the whole state of training at `path`, *.npz, after every epoch, and resume from it.
-    One file has weights, optimizer, random state, options and history, so a kill can never separate them. (Keras'
-    BackupAndRestore has two files, without options and history.) The checkpoint before is kept in case this one gets
-    corrupt. With `restart` both are left unread, and deleted when the training begins."""
+    """Save the whole state of training at `path`, *.npz, after every epoch, and resume from it. It is one file, so that
+    a kill can never separate its parts; keras.callbacks.BackupAndRestore has two, without options and history. The
+    checkpoint before is kept in case this one gets corrupt. With `restart`, both are discarded."""
 
     def __init__(self, path, restart=False):
         super().__init__()
@@ -35,7 +33,7 @@ class Checkpoint(keras.callbacks.Callback):
             except Exception as error:  # zipfile, json and NumPy raise many kinds for a corrupt file
                 aside = file.with_name("unreadable-" + file.name)
                 file.replace(aside)
-                print(f"The checkpoint {file} cannot be read ({type(error).__name__}); it is now {aside}", flush=True)
+                print(f"The checkpoint {file} cannot be read ({type(error).__name__}); it is now {aside}")
 
     def restore(self, model, options, loggers):
         """Put the checkpoint, if there is one, into the compiled model; `loggers` are callbacks of `fit`.
@@ -50,6 +48,7 @@ class Checkpoint(keras.callbacks.Callback):
             if other:
                 raise UserError(f"{self.path} is of an unfinished run with {'; '.join(other)}.\n"
                                 "Give the same options to resume it, --restart to discard it, or another --name.")
+            print(f"Resuming after epoch {len(self.history)} of {options['epochs']}")
         self.options, self.loggers = options, loggers
         model.optimizer.build(model.trainable_variables)
         model.compute_metrics(None, np.zeros(1), np.zeros((1, model.output_shape[-1])))  # makes their variables, too:
@@ -62,8 +61,6 @@ class Checkpoint(keras.callbacks.Callback):
         """Begin a new run: keep an earlier one of this name with its date, or discard one that is unfinished."""
         if not self.unfinished:
             keep_earlier_run(model_file, curves_file, log_dir)
-        shutil.rmtree(log_dir, ignore_errors=True)
-        log_dir.mkdir(exist_ok=True)
         write_atomically(self.path, self.write)  # without an epoch yet: the sign that these logs are unfinished
         self.previous.unlink(missing_ok=True)
 

@@ -1,6 +1,5 @@
 """CIFAR-10, from the disk or from the first mirror that delivers the very same bytes. Without it, TFDS asks one server,
 which gives 55 to 85 kB/s (pytorch/vision issue 9536): up to an hour for 162 MiB."""
-import logging
 import shutil
 from pathlib import Path
 
@@ -25,13 +24,12 @@ def prepare_data():
     except Exception as error:  # json, protobuf and file errors, if its description is corrupt
         raise UserError(corrupt_data(error)) from error
     if prepared:
-        print(f"CIFAR-10 is in {folder}", flush=True)
+        print(f"CIFAR-10 is in {folder}")
         return builder
     if folder.exists():
         raise UserError(corrupt_data(f"{folder} is not complete"))
     downloads = folder.parents[1] / "downloads"
-    print(f"CIFAR-10 (162 MiB) is being downloaded to {downloads / 'manual'}\n"
-          f"and prepared in {folder}, this once.", flush=True)
+    print(f"CIFAR-10 (162 MiB) is being downloaded to {downloads / 'manual'}\nand prepared in {folder}, this once.")
     delete_incomplete(folder.parent, downloads)  # of a run that was killed
     try:
         fetch_archive(downloads / "manual" / "cifar-10-binary.tar.gz", next(iter(builder.url_infos)))
@@ -51,7 +49,6 @@ def fetch_archive(archive, original):
     if archive.exists() and pooch.file_hash(archive) != archive_sha256:
         raise UserError(f"{archive} is not the archive of CIFAR-10:\n"
                         f"its SHA-256 should be {archive_sha256}. Replace it, or delete it.")
-    pooch.get_logger().setLevel(logging.WARNING)
     get = pooch.HTTPDownloader(progressbar=True, chunk_size=1 << 16, timeout=(3, 10))  # seconds until it gives up
     for url in [*mirrors, original]:
         try:
@@ -59,7 +56,7 @@ def fetch_archive(archive, original):
             return
         except (requests.RequestException, ValueError) as error:  # ValueError: of another hash
             reason = "no connection" if isinstance(error, requests.ConnectionError) else one_line(error, 80)
-            print(f"Not downloaded from {url}: {reason}", flush=True)
+            print(f"Not downloaded from {url}: {reason}")
     raise UserError("CIFAR-10 could not be downloaded. Try again later, or put cifar-10-binary.tar.gz\n"
                     f"into {archive.parent},\n"
                     "or set TFDS_DATA_DIR to a folder where TensorFlow Datasets has prepared cifar10.")

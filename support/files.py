@@ -96,4 +96,4 @@ def keep_earlier_run(model_file, curves_file, log_dir):
     if not log_dir.with_name(dated).exists():
         log_dir.rename(log_dir.with_name(dated))
     model = f"{kept[0]} and " if kept[0].exists() else ""
-    print(f"The earlier run is kept as {model}{log_dir.with_name(dated)}", flush=True)
+    print(f"The earlier run is kept as {model}{log_dir.with_name(dated)}")

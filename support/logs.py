@@ -41,11 +41,10 @@ class TensorBoard(keras.callbacks.TensorBoard):
 def plot_curves(history, path):
     """Draw the curves at `path`; `history` has a dict of loss, accuracy, val_loss and val_accuracy per epoch."""
     figure = Figure(figsize=(10, 4), layout="constrained")
-    for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy")):
-        for name, label, style, colour in (  # colours that colour-blind people can tell apart
-                (key, "training", "o-", "#0072B2"), (f"val_{key}", "validation", "s--", "#D55E00")):
-            axes.plot(range(1, len(history) + 1), [epoch[name] for epoch in history], style, color=colour, markersize=3,
-                      label=label)
+    epochs = range(1, len(history) + 1)
+    for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy")):  # colour-blind people can tell these two apart
+        axes.plot(epochs, [epoch[key] for epoch in history], "o-", c="#0072B2", ms=3, label="training")
+        axes.plot(epochs, [epoch[f"val_{key}"] for epoch in history], "s--", c="#D55E00", ms=3, label="validation")
         axes.set(xlabel="epoch", ylabel=key, title=key.capitalize())
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)

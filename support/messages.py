@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 
 console = os.dup(2)  # standard error, also while start.py silences it
 
@@ -23,14 +24,12 @@ def stop(where=""):
 def run(main):
     """Call a script's main function; answer what its user can cause with a short message and the right exit code."""
     from tensorflow import errors  # here, because start.py needs this module before TensorFlow
-
-    sys.stdout.reconfigure(errors="replace")  # a Windows console may lack a character of a file name
-    for library in "absl", "tensorflow":  # no advice against HDF5, the tutorial's format, nor on GPUs under Windows
-        logging.getLogger(library).setLevel(logging.ERROR)
+    sys.stdout.reconfigure(errors="replace", line_buffering=True)  # a Windows console may lack a file name's character
+    logging.disable(logging.WARNING)  # no advice against HDF5, the tutorial's format, nor on GPUs under Windows
+    warnings.simplefilter("ignore")  # of Pillow on odd metadata, and of Matplotlib where there is no display
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
-        sys.stdout.flush()
     except KeyboardInterrupt:
         stop()
     except BrokenPipeError:  # `python test.py | head` has read enough

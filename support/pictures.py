@@ -1,8 +1,6 @@
 """Own photographs as the model wants them, the report, and a window where there is a display.
 Without it, the model can only be tried on CIFAR-10, and a picture is lost where there is no display."""
-import math
 import sys
-import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -12,17 +10,15 @@ from PIL import Image, ImageOps
 
 from support import files, messages
 
-most_pixels = 250_000_000  # a larger picture is refused unread: it would take over a gigabyte of memory
+empty = {"squeeze": False, "subplot_kw": {"frame_on": False, "xticks": [], "yticks": []}}  # cells of a figure
 
 
 def show(figure, path):
     """Save a figure at `path`, say so, and open it in a window where there is a display."""
     path.parent.mkdir(exist_ok=True)
     files.write_atomically(path, lambda part: figure.savefig(part, dpi=100))
-    print(f"Picture saved as {path}", flush=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # where there is no display, show() only warns
-        plt.show()
+    print(f"Picture saved as {path}")
+    plt.show()  # only warns where there is no display
 
 
 def draw(axes, image, title, **style):
@@ -37,12 +33,8 @@ def load_image(path):
     """Read a picture of any format that Pillow knows, and of any size; Pillow raises many kinds of errors.
     Return what the model wants, float32 (32, 32, 3) in [0, 1], the middle square, reduced with antialiasing; and the
     upright picture as an RGB PIL.Image, at most 400 pixels wide and high."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on odd metadata, or on a size that is checked below
-        with Image.open(path) as image:
-            if image.width * image.height > most_pixels:
-                raise OSError(f"{image.width} x {image.height} pixels are too many")
-            image = ImageOps.exif_transpose(image)  # cameras store how they were held, not upright pictures
+    with Image.open(path) as image:
+        image = ImageOps.exif_transpose(image)  # cameras store how they were held, not upright pictures
     if image.mode.startswith("I"):  # 16 bits of grey, which convert() would cut off at 255
         image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
@@ -54,11 +46,11 @@ def load_image(path):
     return seen, image
 
 
-def classify(model, files, categories, path):
+def classify(model, paths, categories, path):
     """Print what the model takes the picture in each file for, and draw them all at `path`.
-    `categories` has the name of each label. The number of files that could not be read is returned."""
+    `categories` has the name of each label. Return whether every file could be read."""
     shown = []
-    for file in files:
+    for file in paths:
         try:
             seen, image = load_image(file)
         except Exception as error:  # each of Pillow's readers has exceptions of its own
@@ -67,18 +59,16 @@ def classify(model, files, categories, path):
             continue
         probabilities = model(seen[None], training=False).numpy()[0]
         best = [f"{categories[label]} {probabilities[label]:.2%}" for label in np.argsort(-probabilities)[:3]]
-        print(f"{file}: {categories[int(probabilities.argmax())]} ({', '.join(best)})", flush=True)
+        print(f"{file}: {categories[int(probabilities.argmax())]} ({', '.join(best)})")
         shown.append((file, image, seen, best))
     if shown:
-        rows = math.ceil(len(shown) / 2)
-        figure, grid = plt.subplots(rows, 4, figsize=(10, 2.9 * rows), squeeze=False, layout="constrained")
-        for axes in grid.flat:
-            axes.axis("off")
+        rows = (len(shown) + 1) // 2
+        figure, grid = plt.subplots(rows, 4, figsize=(10, 2.9 * rows), layout="constrained", **empty)
         for (file, image, seen, best), left, right in zip(shown, grid.flat[::2], grid.flat[1::2]):
             draw(left, image, Path(file).name[-24:], fontsize=9)
             draw(right, seen, "\n".join(best), fontsize=9)
         show(figure, path)
-    return len(files) - len(shown)
+    return len(shown) == len(paths)
 
 
 def report(images, labels, probabilities, categories, path):
@@ -100,16 +90,12 @@ def report(images, labels, probabilities, categories, path):
                   color="white" if confusion[true, other] > confusion.max() / 2 else "black")
     axes.set_xticks(range(len(categories)), categories.values(), rotation=45, ha="right")
     axes.set_yticks(range(len(categories)), categories.values())
-    axes.set(xlabel="predicted", ylabel="true")
-    axes.set_title(f"{confusion.trace()} of {confusion.sum()} test images are right")
+    axes.set(xlabel="predicted", ylabel="true", title=f"{confusion.trace()} of {confusion.sum()} test images are right")
 
     mistakes = np.flatnonzero(predicted != labels)
     mistakes = mistakes[np.argsort(-probabilities[mistakes].max(axis=1))][:20]
     right.suptitle("The most confident mistakes")
-    grid = right.subplots(4, 5).flat
-    for axes in grid:
-        axes.axis("off")
-    for axes, index in zip(right.axes, mistakes):
+    for axes, index in zip(right.subplots(4, 5, **empty).flat, mistakes):
         draw(axes, images[index], f"{categories[int(predicted[index])]} {probabilities[index].max():.1%}\n"
              f"true: {categories[int(labels[index])]}", fontsize=9)
     show(figure, path)

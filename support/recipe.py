@@ -1,7 +1,7 @@
 """--fast and --augment: the same network learns faster, and more.
 Without it, a good model takes 30 epochs, and 30 epochs give none that is better than good."""
 import os
-import time
+from timeit import timeit
 
 import keras
 import numpy as np
@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 fast_epochs = 3
 adam_peak = 0.002  # highest learning rate of Adam; longer runs have lower ones
 muon_peak = 0.003  # and of Muon
+beta_2 = 0.99  # how slowly Adam forgets the size of gradients; its usual 0.999 is for longer runs
 warm_up = 0.25  # part of the run in which the learning rates rise
 gain = 0.4  # size of the initial values; small ones change direction faster
 smoothing = 0.1  # part of each label that is spread over all classes
@@ -28,13 +29,10 @@ def device_name():
 
 def faster_precision():
     """Time a convolution; return the Keras policy that trains faster here, "float32" or a mixed one of 16 bits.
-    CPUs without bfloat16 instructions and GPUs before compute capability 7.0 are slower in 16 bits; no library tells.
-    """
+    CPUs without bfloat16 instructions and GPUs before compute capability 7.0 are slower in 16; no library tells."""
     def seconds(dtype):
         images, kernel = tf.ones((64, 16, 16, 64), dtype), tf.ones((3, 3, 64, 64), dtype)
-        start = time.perf_counter()
-        tf.reduce_sum(tf.nn.conv2d(images, kernel, 1, "SAME")).numpy()  # a GPU is not done before this returns
-        return time.perf_counter() - start
+        return timeit(lambda: tf.reduce_sum(tf.nn.conv2d(images, kernel, 1, "SAME")).numpy(), number=1)  # awaits a GPU
 
     half = "float16" if tf.config.list_physical_devices("GPU") else "bfloat16"
     try:  # in turns, so that another program slows down both
@@ -49,9 +47,8 @@ def fast_optimizer(epochs, steps_per_epoch):
     scale = min(1, fast_epochs / epochs) ** 0.5  # longer runs get further with lower rates
     muon, adam, precision = scale * muon_peak, scale * adam_peak, keras.config.dtype_policy().name
     print(f"Fast recipe: {epochs} epoch{'s' * (epochs > 1)} in {precision}, better initial values, smoothed labels;\n"
-          f"Muon for the convolutions, Adam for the rest; rates rise to {muon:.2g} and {adam:.2g}, then fall to 0",
-          flush=True)
-    return Muon(OneCycle(adam, epochs * steps_per_epoch), beta_2=0.99, weight_decay=weight_decay)
+          f"Muon for the convolutions, Adam for the rest; rates rise to {muon:.2g} and {adam:.2g}, then fall to 0")
+    return Muon(OneCycle(adam, epochs * steps_per_epoch), beta_2=beta_2, weight_decay=weight_decay)
 
 
 def smoothed_crossentropy(labels, probabilities):
@@ -75,9 +72,8 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
 
 
 class Muon(keras.optimizers.Adam):
-    """Muon for the kernels of the convolutions, Adam for everything else. (Keras' own Muon takes no convolutions.)
-    Muon makes the singular values of each update about equal, so that a kernel learns in all directions at once
-    (https://kellerjordan.github.io/posts/muon/)."""
+    """Muon (https://kellerjordan.github.io/posts/muon/) for convolutions, which Keras' own does not take; else Adam.
+    Muon makes the singular values of each update about equal, so that a kernel learns in all directions at once."""
 
     muon_share = muon_peak / adam_peak  # of Adam's learning rate
 
@@ -97,8 +93,7 @@ class Muon(keras.optimizers.Adam):
 
 
 def set_initial_values(model):
-    """Give a new model orthogonal kernels (https://arxiv.org/abs/1312.6120), and a first layer that whitens.
-    The last layer keeps Keras' values."""
+    """Make kernels orthogonal (https://arxiv.org/abs/1312.6120) and the first layer whiten; the last stays as it is."""
     first, *others, last = [layer for layer in model.layers if layer.weights]
     for layer in others:
         layer.kernel.assign(keras.initializers.Orthogonal(gain)(layer.kernel.shape))
@@ -107,9 +102,8 @@ def set_initial_values(model):
 
 
 def whitening(images, filters):
-    """Return kernel and bias of a convolution of 3x3 pixels whose outputs are uncorrelated and of about equal size.
-    The filters are the principal components of patches of the `images`, uint8 (n, 32, 32, 3), each with both signs
-    (https://arxiv.org/abs/2404.00498)."""
+    """Return kernel and bias of a 3x3 convolution whose outputs are uncorrelated (https://arxiv.org/abs/2404.00498).
+    Its filters are the principal components of patches of the `images`, uint8 (n, 32, 32, 3), each with both signs."""
     patches = tf.image.extract_patches(images, (1, 3, 3, 1), (1, 1, 1, 1), (1, 1, 1, 1), "VALID")
     patches = tf.reshape(patches, (-1, 27)).numpy() / 255
     variances, components = np.linalg.eigh(np.cov(patches.T))  # the smallest comes first

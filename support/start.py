@@ -13,12 +13,11 @@ script = Path(sys.argv[0]).name
 is_script = script in ("train.py", "test.py")
 if is_script:
     signal.signal(signal.SIGINT, lambda *_: stop())
-if is_script and os.name == "nt" and not os.getcwd().isascii():
-    # TensorFlow garbles C:\Übung when it asks whether that is a folder. Windows has a second name for it, C:\BUNG~1.
-    short = ctypes.create_unicode_buffer(1000)
-    ctypes.windll.kernel32.GetShortPathNameW(os.getcwd(), short, 1000)
+folder, short = str(Path.cwd()), ctypes.create_unicode_buffer(1000)
+if is_script and os.name == "nt" and not folder.isascii():  # TensorFlow garbles C:\Übung; its short name is C:\BUNG~1
+    ctypes.windll.kernel32.GetShortPathNameW(folder, short, 1000)
     if not short.value.isascii():
-        sys.exit(f"On Windows, TensorFlow cannot write into a folder with letters like those of {os.getcwd()}.\n"
+        sys.exit(f"On Windows, TensorFlow cannot write into a folder with letters like those of {folder}.\n"
                  "Move this project to a folder such as C:\\cifar10, and run the same command there.")
     os.chdir(short.value)
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # faster convolutions; TensorFlow leaves them off without AVX-512
