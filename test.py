@@ -36,8 +36,7 @@ def main():
     image, label = next(ds_test.unbatch().skip(index).as_numpy_iterator())
     probabilities = model(image[None], training=False).numpy()[0]
     predicted_label, true_label = categories[int(probabilities.argmax())], categories[int(label)]
-    print(f"Predicted label: {predicted_label}")
-    print(f"True label: {true_label}")
+    print(f"Predicted label: {predicted_label}\nTrue label: {true_label}")
     figure, axes = plt.subplots(figsize=(4, 4.4), layout="constrained")
     percent = f"{probabilities.max():.1%}"
     pictures.draw(axes, image, f"Predicted label: {predicted_label} ({percent})\nTrue label: {true_label}")
@@ -59,8 +58,7 @@ def parse_args():
                         help="model file (default: %(default)s)")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--image", nargs="+", metavar="FILE",
-                         help="classify the middle squares of these pictures instead; the answer is always one of the"
-                              " ten classes, whatever they show")
+                         help="classify the middle of these pictures instead; each answer is one of the ten classes")
     instead.add_argument("--report", action="store_true", help="show where the model goes wrong, too")
     return parser.parse_args()
 

@@ -22,13 +22,11 @@ model_name = "cifar10-model-v1"  # of results/NAME.h5 and logs/NAME
 @tf.autograph.experimental.do_not_convert  # the functions below have nothing to convert; looking for it takes 0.2 s
 def load_data(batch_size=batch_size, seed=None, augment=False, done=0):
     """Load CIFAR-10 as batches of images, float32 (batch, 32, 32, 3) in [0, 1], and labels, int64 (batch,).
-    Args:
-        seed: int for the same order of training images in every run; None for another order each time.
-        augment: True to flip training images horizontally and to shift them by up to 2 pixels, at random.
-        done: finished epochs of a run that resumes; with a seed, the images that they have seen are skipped.
-    Returns:
-        ds_train, an endless stream, where each pass has every training image once, shuffled over the whole split;
-        ds_test, the test images once, in their own order, with a smaller last batch; and the tfds.core.DatasetInfo.
+    seed: int for the same order of training images in every run; None for another order each time.
+    augment: True to flip training images horizontally and to shift them by up to 2 pixels, at random.
+    done: finished epochs of a run that resumes; with a seed, the images that they have seen are skipped.
+    Returns ds_train, an endless stream, where each pass has every training image once, shuffled over the whole split;
+    ds_test, the test images once, in their own order, with a smaller last batch; and the tfds.core.DatasetInfo.
     Raises messages.UserError if the data set is not there and cannot be downloaded."""
     info = download.prepare_data().info
     train, test = info.splits["train"], info.splits["test"]
@@ -57,7 +55,6 @@ def load_data(batch_size=batch_size, seed=None, augment=False, done=0):
         seeds = tf.data.Dataset.random(seed).batch(2).skip(seen)
         ds_train = tf.data.Dataset.zip(ds_train, seeds).map(recipe.flip_and_shift, tf.data.AUTOTUNE)
     ds_test = decode_all(records(test), test).batch(batch_size).cache()
-
     # the next batch is made while the model trains on one
     ds_train, ds_test = (ds.map(to_float, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE) for ds in (ds_train, ds_test))
     return ds_train, ds_test, info

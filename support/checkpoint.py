@@ -21,9 +21,8 @@ class Checkpoint(keras.callbacks.Callback):
         self.path, self.previous = path, path.with_name("previous-" + path.name)
         self.options = {}  # of the run; what must not change when it resumes
         self.history, self.values = [], []  # of each epoch, a dict of its metrics; of each variable, its array
-        found = [file for file in (self.path, self.previous) if file.exists()]
-        self.unfinished = bool(found)  # the logs of this name are those of an unfinished run
-        for file in [] if restart else found:
+        self.found = [file for file in (self.path, self.previous) if file.exists()]  # signs of an unfinished run
+        for file in [] if restart else self.found:
             try:
                 with file.open("rb") as opened, np.load(opened) as saved:  # NumPy alone would leave a corrupt file open
                     arrays = dict(saved)
@@ -59,7 +58,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def begin(self, model_file, curves_file, log_dir):
         """Begin a new run: keep an earlier one of this name with its date, or discard one that is unfinished."""
-        if not self.unfinished:
+        if not self.found:
             keep_earlier_run(model_file, curves_file, log_dir)
         write_atomically(self.path, self.write)  # without an epoch yet: the sign that these logs are unfinished
         self.previous.unlink(missing_ok=True)

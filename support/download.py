@@ -1,5 +1,6 @@
 """CIFAR-10, from the disk or from the first mirror that delivers the very same bytes. Without it, TFDS asks one server,
 which gives 55 to 85 kB/s (pytorch/vision issue 9536): up to an hour for 162 MiB."""
+import gc
 import shutil
 from pathlib import Path
 
@@ -30,7 +31,6 @@ def prepare_data():
         raise UserError(corrupt_data(f"{folder} is not complete"))
     downloads = folder.parents[1] / "downloads"
     print(f"CIFAR-10 (162 MiB) is being downloaded to {downloads / 'manual'}\nand prepared in {folder}, this once.")
-    delete_incomplete(folder.parent, downloads)  # of a run that was killed
     try:
         fetch_archive(downloads / "manual" / "cifar-10-binary.tar.gz", next(iter(builder.url_infos)))
         builder.download_and_prepare()
@@ -39,7 +39,7 @@ def prepare_data():
             raise
         raise UserError(f"CIFAR-10 could not be downloaded and prepared: {one_line(error)}\n"
                         "Run the same command again.") from error
-    finally:  # after Ctrl-C, too
+    finally:  # after Ctrl-C, too, and for an earlier run that was killed
         delete_incomplete(folder.parent, downloads)
     return builder
 
@@ -57,6 +57,7 @@ def fetch_archive(archive, original):
         except (requests.RequestException, ValueError) as error:  # ValueError: of another hash
             reason = "no connection" if isinstance(error, requests.ConnectionError) else one_line(error, 80)
             print(f"Not downloaded from {url}: {reason}")
+        gc.collect()  # or the bar of this download would end below a later message
     raise UserError("CIFAR-10 could not be downloaded. Try again later, or put cifar-10-binary.tar.gz\n"
                     f"into {archive.parent},\n"
                     "or set TFDS_DATA_DIR to a folder where TensorFlow Datasets has prepared cifar10.")

@@ -34,9 +34,16 @@ def write_atomically(path, write, previous=None):
         write(part)
         with part.open("rb+") as file:
             os.fsync(file.fileno())  # without it, a power cut after the rename can leave an empty file
-        if previous and path.exists():
-            path.replace(previous)
-        part.replace(path)
+        for seconds in 0.1, 0.5, 2, None:
+            try:
+                if previous and path.exists():
+                    path.replace(previous)
+                part.replace(path)
+                break
+            except PermissionError:  # on Windows, another program may have it open for a moment, a virus scanner say
+                if seconds is None:
+                    raise
+                time.sleep(seconds)
     except OSError as error:
         error.filename = str(path)
         raise
@@ -88,12 +95,12 @@ def keep_earlier_run(model_file, curves_file, log_dir):
     written = [path.stat().st_mtime for path in [model_file, *log_dir.rglob("*")] if path.is_file()]
     if not written:
         return
-    dated = log_dir.name + time.strftime("-%Y%m%d-%H%M%S", time.localtime(written[0]))
-    kept = [old.with_name(dated + old.suffix) for old in (model_file, curves_file)]
+    dated = log_dir.with_name(log_dir.name + time.strftime("-%Y%m%d-%H%M%S", time.localtime(written[0])))
+    kept = [old.with_name(dated.name + old.suffix) for old in (model_file, curves_file)]
     for old, copy in zip((model_file, curves_file), kept):
         if old.exists() and not copy.exists():
             write_atomically(copy, lambda part, old=old: shutil.copy2(old, part))
-    if not log_dir.with_name(dated).exists():
-        log_dir.rename(log_dir.with_name(dated))
+    if not dated.exists():
+        log_dir.rename(dated)
     model = f"{kept[0]} and " if kept[0].exists() else ""
-    print(f"The earlier run is kept as {model}{log_dir.with_name(dated)}")
+    print(f"The earlier run is kept as {model}{dated}")

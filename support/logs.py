@@ -27,8 +27,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         with tf.summary.create_file_writer(str(log_dir / "train")).as_default():
             tf.summary.graph(forward_pass.graph)
         with tf.summary.create_file_writer(str(log_dir / "validation")).as_default():  # beside what is compared
-            started = time.strftime("%Y-%m-%d %H:%M:%S")  # an earlier run of this name has a row of its own
-            hparams.hparams(self.options, trial_id=f"{log_dir.name} {started}")
+            hparams.hparams(self.options, trial_id=time.strftime(f"{log_dir.name} %Y-%m-%d %H:%M:%S"))  # a row a run
         super().set_model(model)
 
     def on_epoch_end(self, epoch, logs=None):

@@ -40,7 +40,8 @@ def run(main):
             errors.InvalidArgumentError) as error:
         sys.exit("\n" + corrupt_data(error.message))
     except OSError as error:
-        sys.exit(f"\n{error.filename or 'A file'}: {os.strerror(error.errno) if error.errno else error}.\n"
+        hint = " Is it open elsewhere (TensorBoard)?" if os.name == "nt" and isinstance(error, PermissionError) else ""
+        sys.exit(f"\n{error.filename or 'A file'}: {os.strerror(error.errno) if error.errno else error}.{hint}\n"
                  "What was saved before is intact. Once this is mended, run the same command again.")
 
 

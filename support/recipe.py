@@ -97,8 +97,7 @@ def set_initial_values(model):
     first, *others, last = [layer for layer in model.layers if layer.weights]
     for layer in others:
         layer.kernel.assign(keras.initializers.Orthogonal(gain)(layer.kernel.shape))
-    images = tfds.load("cifar10", split="train[:1%]", batch_size=-1)["image"]  # 500 are enough
-    first.set_weights(whitening(images, first.filters))
+    first.set_weights(whitening(tfds.load("cifar10", split="train[:1%]", batch_size=-1)["image"], first.filters))
 
 
 def whitening(images, filters):

@@ -136,7 +136,7 @@ def test_all_mirrors_bad_then_the_original(server, archive, tmp_path):
 
 def test_everything_bad(server, archive, tmp_path):
     out, err = load(server, archive, tmp_path, ["cut", "wrong"], own="404", code=1)
-    assert "could not be downloaded" in message(err.split("\n\n")[-1])
+    assert "could not be downloaded" in message(err.split("\n\n")[-1]), err
     assert not (tmp_path / "cifar10" / "3.0.2").exists()
     out, err = load(server, archive, tmp_path, ["good"])
     assert "test images: 50" in out, "the failure broke the next run"

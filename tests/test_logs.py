@@ -5,6 +5,8 @@ import json
 import socket
 import time
 import urllib.request
+from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -75,13 +77,14 @@ def test_tensorboard_serves_curves_graph_and_options(two_runs):
     with tensorboard(two_runs) as get:
         dated = next(path.name for path in (two_runs / "logs").iterdir() if path.name != name)
         tags = get("plugin/scalars/tags")
-        assert set(tags) == {f"{run}/{part}" for run in (name, dated) for part in ("train", "validation")}
+        assert set(tags) == {str(Path(run, part)) for run in (name, dated) for part in ("train", "validation")}
         for run_tags in tags.values():
             assert {"epoch_loss", "epoch_accuracy"} <= set(run_tags)
         graphs = get("plugin/graphs/info")
         for run_name in name, dated:
-            assert graphs[f"{run_name}/train"]["run_graph"], "the op graph, which TensorBoard opens first"
-            text = get(f"plugin/graphs/graph?run={run_name}%2Ftrain&conceptual=false", parse=bytes.decode)
+            train_run = str(Path(run_name, "train"))
+            assert graphs[train_run]["run_graph"], "the op graph, which TensorBoard opens first"
+            text = get(f"plugin/graphs/graph?run={quote(train_run)}&conceptual=false", parse=bytes.decode)
             assert text.count('op: "Conv2D"') == 6
         query = {"experimentName": "", "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE",
                  "STATUS_RUNNING"], "colParams": [], "startIndex": 0, "sliceSize": 100}

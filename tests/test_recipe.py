@@ -1,5 +1,6 @@
 """--fast and --augment: what they change, what they leave alone, and that a resumed run keeps them."""
 import json
+import os
 
 import h5py
 import numpy as np
@@ -170,9 +171,9 @@ def test_a_model_trained_in_16_bits_is_like_any_other(policy, tiny, tmp_path):
     program.write_text(f"import sys; sys.path[0] = {str(root)!r}; import train\n"
                        f"train.recipe.faster_precision = lambda: {policy!r}\ntrain.messages.run(train.main)")
     options = ["--fast", "--epochs", 2, "--seed", 1]
-    env = environment(tiny, ONEDNN_MAX_CPU_ISA="ALL")
+    env = environment(tiny, ONEDNN_MAX_CPU_ISA=os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL"))
     script = start(program, *options, cwd=tmp_path, data=tiny, env=env)
-    assert wait_for(tmp_path / checkpoint, script, size=1_000_000)
+    assert wait_for(tmp_path / checkpoint, script, size=1_000_000), script.output()
     script.kill()
     out, err = run("train.py", *options, cwd=tmp_path, data=tiny, env=env)  # may choose otherwise, here
     assert f"Fast recipe: 2 epochs in {policy}" in out and "Resuming after epoch 1 of 2" in out and err == ""

@@ -62,7 +62,7 @@ def test_a_folder_with_a_space_and_letters_beyond_ascii(tmp_path, tiny):
     shutil.copytree(tiny, folder / "Daten für alle")
     where = {"cwd": folder, "data": folder / "Daten für alle"}
     script = start("train.py", *options, **where)
-    assert wait_for(folder / checkpoint, script, size=1_000_000)
+    assert wait_for(folder / checkpoint, script, size=1_000_000), script.output()
     script.kill()
     out, err = run("train.py", *options, **where)
     assert err == "" and "Resuming after epoch " in out and f"The model is in results/{name}.h5" in out
