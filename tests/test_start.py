@@ -50,7 +50,8 @@ def test_ctrl_c_before_training(script, seconds, tmp_path, tiny):
     script.send_signal(signal.SIGINT)
     out, err = script.wait(60)
     if script.returncode == 130 or "There is no model" not in err:  # test.py may have been quicker
-        assert (script.returncode, err) == (130, "\nStopped.\n")
+        assert script.returncode == 130
+        assert err in ("\nStopped.\n", "\nStopped in epoch 1 of 30; the same command resumes.\n")  # a quick machine
 
 
 def test_a_folder_with_a_space_and_letters_beyond_ascii(tmp_path, tiny):
