@@ -1,9 +1,10 @@
 """Time train.py, --fast and the tutorial's order of operations: python tests/benchmark.py [ROUNDS [SIDE ...]]
 
-Every measurement has a process of its own; the sides (tutorial, train.py, --fast) take turns, ROUNDS (3) times,
-and the table shows the medians.
+Every measurement has a process of its own; the sides (tutorial, train.py, --fast, and --augment for a run of 30 epochs
+with both options) take turns, ROUNDS (3) times, and the table shows the medians.
 It reads TFDS_DATA_DIR if that is set, and otherwise the tests' small data set, which it makes in a temporary folder.
 """
+import functools
 import json
 import math
 import os
@@ -47,7 +48,7 @@ def measure_pipeline(load_data):
     return {"first batch, s": first, "pipeline, images/s": passes * epoch * 64 / (time.perf_counter() - begin)}
 
 
-def measure_training(load_data, validation_steps, fast):
+def measure_training(load_data, validation_steps, fast, epochs):
     """Wall and CPU milliseconds a training step, seconds of an epoch of 781 steps, and peak memory."""
     import keras
 
@@ -57,7 +58,7 @@ def measure_training(load_data, validation_steps, fast):
     compiled = {}
     if fast:
         keras.config.set_dtype_policy(recipe.faster_precision())
-        compiled = {"optimizer": recipe.fast_optimizer(recipe.fast_epochs, 781), "loss": recipe.smoothed_crossentropy}
+        compiled = {"optimizer": recipe.fast_optimizer(epochs, 781), "loss": recipe.smoothed_crossentropy}
     model = train.create_model((32, 32, 3), **compiled)
     clock = {}
 
@@ -80,7 +81,7 @@ def measure_training(load_data, validation_steps, fast):
     validation = clock["end"] - clock["test"]
     epoch = wall / steps * 781 + validation
     figures = {"CPU, ms/step": cpu / steps * 1000, "wall, ms/step": wall / steps * 1000, "wall, s/epoch": epoch,
-               "wall, min/run": epoch / 60 * (recipe.fast_epochs if fast else train.epochs)}
+               "wall, min/run": epoch / 60 * epochs}
     if sys.platform == "linux":
         import resource  # elsewhere it counts in other units, or does not exist
         figures["peak memory, MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -90,9 +91,10 @@ def measure_training(load_data, validation_steps, fast):
 def measure(side, what):
     """In a process of its own: measure one side and print the figures as JSON."""
     sys.path.insert(0, str(root))
+    fast, augment = side in ("--fast", "--augment"), side == "--augment"
     if side != "tutorial":
         import train
-        load_data, validation_steps = train.load_data, None
+        load_data, validation_steps = functools.partial(train.load_data, augment=augment), None
     else:
         chosen = os.environ.get("TF_ENABLE_ONEDNN_OPTS")
         import train
@@ -102,7 +104,8 @@ def measure(side, what):
     if what == "pipeline":
         figures = measure_pipeline(load_data)
     else:
-        figures = measure_training(load_data, validation_steps, fast=side == "--fast")
+        from support.recipe import fast_epochs
+        figures = measure_training(load_data, validation_steps, fast, fast_epochs if side == "--fast" else train.epochs)
     print(json.dumps(figures))
 
 
