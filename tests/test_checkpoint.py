@@ -9,7 +9,19 @@ import time
 import numpy as np
 import pytest
 
-from conftest import checkpoint, message, name, options, plain, posix, run, same_as_undisturbed, start, wait_for
+from conftest import (
+    checkpoint,
+    message,
+    name,
+    options,
+    plain,
+    posix,
+    run,
+    run_after,
+    same_as_undisturbed,
+    start,
+    wait_for,
+)
 
 
 def test_twenty_kills(undisturbed, tiny, tmp_path):
@@ -66,6 +78,25 @@ def test_ctrl_c(half, undisturbed, tiny):
         assert re.fullmatch(r"\nStopped in epoch [34] of 4; the same command resumes\.\n", plain(err))
     run("train.py", *options, cwd=half, data=tiny)
     same_as_undisturbed(half, undisturbed)
+
+
+ctrl_c_itself = f"""
+import pathlib, signal, threading, time
+def wait():
+    while not pathlib.Path("results/previous-{name}.checkpoint.npz").exists():
+        time.sleep(0.001)
+    signal.raise_signal(signal.SIGINT)
+threading.Thread(target=wait, daemon=True).start()
+"""
+
+
+def test_ctrl_c_as_the_console_of_windows_raises_it(undisturbed, tmp_path, tiny):
+    out, err = run_after(ctrl_c_itself, "train.py", *options, cwd=tmp_path, data=tiny, code=130)
+    assert re.fullmatch(r"\nStopped in epoch [34] of 4; the same command resumes\.\n", err)
+    (tmp_path / "program.py").unlink()
+    out, err = run("train.py", *options, cwd=tmp_path, data=tiny)
+    assert "Resuming after epoch" in out and err == ""
+    same_as_undisturbed(tmp_path, undisturbed)
 
 
 @pytest.mark.parametrize("other", [["--batch-size", 25], ["--epochs", 3], ["--seed", 2]])
