@@ -170,7 +170,7 @@ def leftovers(folder):
     return [path for pattern in ("tmp????????", "*incomplete*", "*.tmp.*") for path in folder.rglob(pattern)]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals; Windows has others")
 @pytest.mark.parametrize("moment", ["download", "preparation"])
 def test_ctrl_c_leaves_nothing_and_a_kill_leaves_nothing_for_long(moment, server, archive, tmp_path):
     mirrors = ["slow"] if moment == "download" else ["good"]
