@@ -3,65 +3,81 @@ Without it, Ctrl-C, a crash or a reboot in the last epoch costs the whole run.""
 import hashlib
 import io
 import json
+import shutil
+from pathlib import Path
 
 import keras
 import numpy as np
 
-from support.files import keep_earlier_run, write_atomically
-from support.messages import UserError, stop
+from support import files, machine, messages, recipe
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Save the whole state of training at `path`, *.npz, after every epoch, and resume from it. It is one file, so that
-    a kill can never separate its parts; keras.callbacks.BackupAndRestore has two, without options and history. The
-    checkpoint before is kept in case this one gets corrupt. With `restart`, both are discarded."""
+    """Save the whole state of training after every epoch, and resume from it. It is one file, results/NAME.checkpoint.npz,
+    so that a kill can never separate its parts; keras.callbacks.BackupAndRestore has two, without options and history.
+    The checkpoint before is kept in case this one gets corrupt. `args` has the options of the command line; `loggers`
+    are the other callbacks of `fit`."""
 
-    def __init__(self, path, restart=False):
+    def __init__(self, args, loggers):
         super().__init__()
-        self.path, self.previous = path, path.with_name("previous-" + path.name)
-        self.options = {}  # of the run; what must not change when it resumes
-        self.history, self.values = [], []  # of each epoch, a dict of its metrics; of each variable, its array
-        self.found = [file for file in (self.path, self.previous) if file.exists()]  # signs of an unfinished run
-        for file in [] if restart else self.found:
+        self.loggers = list(loggers)
+        self.options = options(args)
+        self.name, self.restart = args.name, args.restart
+        self.path, self.previous = files.checkpoint_files(args.name)
+        self.history = []  # of each finished epoch, a dict of its metrics
+
+    def resume(self, model):
+        """Put the checkpoint, if there is one, into the compiled model. Return the number of finished epochs.
+        Raises messages.UserError if the interrupted run had other options or another network."""
+        self.options["network"] = fingerprint(model)
+        self.options["precision"] = machine.precision(model)
+        model.optimizer.build(model.trainable_variables)
+        self.variables = model.variables + model.optimizer.variables
+        unfinished = self.path.exists() or self.previous.exists()
+        saved = None if self.restart else self.read()
+        if saved and saved["history"]:
+            self.check(saved["options"])
+            self.options, self.history = saved["options"], saved["history"]
+            machine.set_precision(model, self.options["precision"])
+            for variable, value in zip(self.variables, saved["values"]):
+                variable.assign(value)
+            print(f"Resuming after epoch {len(self.history)} of {self.options['epochs']}")
+        logdir = Path("logs", self.name)
+        if not unfinished:
+            files.keep_earlier_run(self.name)
+        for part in "train", "validation":  # of an unfinished run; on_train_begin logs its epochs anew
+            shutil.rmtree(logdir / part, ignore_errors=True)
+        if not self.history:
+            files.write_atomically(self.path, self.write)  # without an epoch: the sign that these logs are unfinished
+            self.previous.unlink(missing_ok=True)
+        return len(self.history)
+
+    def read(self):
+        """Return what is saved in the newest checkpoint that can be read, as a dict, or None."""
+        for file in self.path, self.previous:
+            if not file.exists():
+                continue
             try:
-                with file.open("rb") as opened, np.load(opened) as saved:  # NumPy alone would leave a corrupt file open
-                    arrays = dict(saved)
-                self.options, self.history = (json.loads(str(arrays.pop(key))) for key in ("options", "history"))
-                self.values = [arrays[f"arr_{index}"] for index in range(len(arrays))]
-                break
+                with file.open("rb") as opened, np.load(opened) as arrays:  # NumPy alone would leave a corrupt file open
+                    saved = {key: json.loads(str(arrays[key])) for key in ("options", "history")}
+                    saved["values"] = [arrays[f"arr_{index}"] for index in range(len(arrays.files) - 2)]
+                    return saved
             except Exception as error:  # zipfile, json and NumPy raise many kinds for a corrupt file
                 aside = file.with_name("unreadable-" + file.name)
                 file.replace(aside)
-                print(f"The checkpoint {file} cannot be read ({type(error).__name__}); it is now {aside}")
+                print(f"The checkpoint {file} cannot be read ({type(error).__name__}). It is now {aside}")
+        return None
 
-    def restore(self, model, options, loggers):
-        """Put the checkpoint, if there is one, into the compiled model; `loggers` are callbacks of `fit`.
-        `options` must be those of the interrupted run, or UserError is raised."""
-        network = json.dumps(model.get_config(), default=str)
-        options = {**options, "network": hashlib.sha256(network.encode()).hexdigest()[:8]}
-        if self.history:
-            saved = dict(self.options)
-            if options["recipe"] == "tutorial" and options["epochs"] > saved["epochs"]:
-                saved["epochs"] = options["epochs"]  # more are fine where the learning rate does not depend on them
-            other = [f"{key} {saved[key]}, not {now}" for key, now in options.items() if saved[key] != now]
-            if other:
-                raise UserError(f"{self.path} is of an unfinished run with {'; '.join(other)}.\n"
-                                "Give the same options to resume it, --restart to discard it, or another --name.")
-            print(f"Resuming after epoch {len(self.history)} of {options['epochs']}")
-        self.options, self.loggers = options, loggers
-        model.optimizer.build(model.trainable_variables)
-        model.compute_metrics(None, np.zeros(1), np.zeros((1, model.output_shape[-1])))  # makes their variables, too:
-        # with all of them there, `fit` traces the training step once, not twice, and starts a second earlier
-        self.variables = model.variables + model.optimizer.variables
-        for variable, value in zip(self.variables, self.values):  # a new run has no values
-            variable.assign(value)
-
-    def begin(self, model_file, curves_file, log_dir):
-        """Begin a new run: keep an earlier one of this name with its date, or discard one that is unfinished."""
-        if not self.found:
-            keep_earlier_run(model_file, curves_file, log_dir)
-        write_atomically(self.path, self.write)  # without an epoch yet: the sign that these logs are unfinished
-        self.previous.unlink(missing_ok=True)
+    def check(self, saved):
+        """Raise messages.UserError if the options of the interrupted run are not those of this one."""
+        now = self.options
+        if now["recipe"] == "tutorial" and now["epochs"] > saved["epochs"]:
+            saved["epochs"] = now["epochs"]  # more are fine where the learning rate does not depend on them
+        other = [f"{key} {saved.get(key)}, not {now[key]}" for key in now
+                 if saved.get(key) != now[key] and key != "precision"]  # the precision is that of the checkpoint
+        if other:
+            raise messages.UserError(f"{self.path} belongs to an unfinished run with {'; '.join(other)}.\n"
+                                     "Give the same options to resume it, --restart to discard it, or another --name.")
 
     def on_train_begin(self, logs=None):
         """Log the finished epochs anew: the logs then have each epoch once, whenever the run was killed."""
@@ -72,9 +88,12 @@ class Checkpoint(keras.callbacks.Callback):
             for logger in self.loggers:
                 logger.on_epoch_end(epoch, dict(metrics))
 
+    def on_epoch_begin(self, epoch, logs=None):
+        messages.progress = f" in epoch {epoch + 1} of {self.options['epochs']}; the same command resumes"
+
     def on_epoch_end(self, epoch, logs=None):
         self.history.append({key: float(value) for key, value in logs.items()})
-        write_atomically(self.path, self.write, self.previous if epoch else None)
+        files.write_atomically(self.path, self.write, self.previous if epoch else None)
 
     def write(self, path):
         arrays = io.BytesIO()  # on a full disk, NumPy would print a traceback of zipfile's when it writes to the file
@@ -82,11 +101,18 @@ class Checkpoint(keras.callbacks.Callback):
                  options=json.dumps(self.options), history=json.dumps(self.history))
         path.write_bytes(arrays.getbuffer())
 
-    def delete(self):
-        for file in self.previous, self.path:
-            file.unlink(missing_ok=True)
 
-    def stop(self, *_):
-        """Answer Ctrl-C at once, and say how far the training is. No file is ever half written, so this is safe."""
-        epochs = self.options["epochs"]
-        stop(f" in epoch {min(len(self.history) + 1, epochs)} of {epochs}; the same command resumes")
+def options(args):
+    """Return what makes a run what it is, and must be the same when it resumes, from the options `args`."""
+    return {"epochs": args.epochs, "batch size": args.batch_size, "seed": args.seed, "augment": args.augment,
+            "recipe": recipe.name if args.fast else "tutorial"}
+
+
+def fingerprint(model):
+    """Return eight characters that are the same for the same network and optimizer, in whichever process."""
+    def without_names(config):
+        return {key: value for key, value in config.items() if key not in ("name", "dtype")}
+
+    config = json.dumps([model.get_config(), model.optimizer.name], default=lambda value: type(value).__name__)
+    config = json.loads(config, object_hook=without_names)  # layers are numbered through, in every process anew
+    return hashlib.sha256(json.dumps(config).encode()).hexdigest()[:8]

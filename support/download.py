@@ -1,47 +1,90 @@
 """CIFAR-10, from the disk or from the first mirror that delivers the very same bytes. Without it, TFDS asks one server,
 which gives 55 to 85 kB/s (pytorch/vision issue 9536): up to an hour for 162 MiB."""
-import gc
+import os
+import random
 import shutil
 from pathlib import Path
 
 import pooch
 import requests
+import tensorflow as tf
 import tensorflow_datasets as tfds
+from tqdm import tqdm
 
-from support.messages import UserError, corrupt_data, one_line
+from support.messages import UserError, cannot_write, one_line
 
 mirrors = [
     "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/cifar-10-binary.tar.gz",
     "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com/notebook/datasets/cifar-10-binary.tar.gz",
 ]
 archive_sha256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"  # as registered in TFDS
+move_it = "Move it elsewhere, or set TFDS_DATA_DIR to another folder, and run the same command again."
 
 
-def prepare_data():
-    """Return the tfds.core.DatasetBuilder of `cifar10`, downloaded and prepared if need be; UserError says why not."""
+def prepare(name):
+    """Download and prepare the data set of this name in TensorFlow Datasets, if need be; read it once, which takes
+    half a second, to see that it is whole. Raises UserError, which says what is wrong and what to do."""
+    if not os.environ.get("TFDS_DATA_DIR") and os.path.expanduser("~") == "~":  # noqa: PTH111
+        raise UserError("You have no home folder for the data set. Set TFDS_DATA_DIR to a folder for it.")
     try:
-        builder = tfds.builder("cifar10")
-        folder, prepared = Path(builder.data_dir), builder.is_prepared()
-    except Exception as error:  # json, protobuf and file errors, if its description is corrupt
-        raise UserError(corrupt_data(error)) from error
-    if prepared:
-        print(f"CIFAR-10 is in {folder}")
-        return builder
-    if folder.exists():
-        raise UserError(corrupt_data(f"{folder} is not complete"))
+        builder = tfds.builder(name)
+    except tfds.core.DatasetNotFoundError:
+        raise  # of a misspelt name
+    except Exception as error:  # json, protobuf and file errors
+        raise UserError(f"The description of {name} in your TensorFlow Datasets folder cannot be read:\n"
+                        f"{one_line(error)}\n" + move_it) from error
+    folder = Path(builder.data_dir)
+    if not folder.exists():
+        download(builder, folder)
+    elif not (folder / "dataset_info.json").exists():  # is_prepared() takes the [1] of a folder's name for a pattern
+        raise UserError(f"{folder} has no dataset_info.json, so it is not a whole data set.\n" + move_it)
+    else:
+        print(f"{name} is in {folder}")
+    if builder.info.file_format.value != "tfrecord":
+        raise UserError(f"{folder} was prepared as {builder.info.file_format.value}, but only tfrecord can be read here."
+                        "\nLeave it there, and set TFDS_DATA_DIR to another folder.")
+    for split in "train", "test":
+        check(builder.info.splits[split], folder)
+
+
+def check(split, folder):
+    """Raise UserError if the files of this tfds.core.SplitInfo do not hold the records that TFDS wrote."""
+    files = [str(path) for path in split.filepaths]
+    records = tf.data.TFRecordDataset(files).batch(1000)  # compares the checksum of each record
+    try:
+        found = int(records.reduce(0, lambda count, batch: count + tf.size(batch)))
+    except tf.errors.DataLossError as error:
+        raise UserError(f"{folder} is damaged: {one_line(error.message)}\n"
+                        "Delete this folder and run the same command again. It will be prepared anew.") from error
+    except tf.errors.OpError as error:  # a missing file, permissions
+        raise UserError(f"{folder} cannot be read:\n{one_line(error.message)}\n" + move_it) from error
+    if found != split.num_examples:
+        raise UserError(f"{folder} is damaged: it has {found} instead of {split.num_examples} images for {split.name}.\n"
+                        "Delete this folder and run the same command again. It will be prepared anew.")
+
+
+def download(builder, folder):
+    """Download the data set of the tfds.core.DatasetBuilder and prepare it in `folder`, a Path."""
     downloads = folder.parents[1] / "downloads"
-    print(f"CIFAR-10 (162 MiB) is being downloaded to {downloads / 'manual'}\nand prepared in {folder}, this once.")
+    state = random.getstate()  # TFDS draws from it; the same seed is to give the same model after a download, too
     try:
-        fetch_archive(downloads / "manual" / "cifar-10-binary.tar.gz", next(iter(builder.url_infos)))
+        downloads.mkdir(parents=True, exist_ok=True)
+        size = sum(info.size for info in builder.url_infos.values()) / 2**20
+        print(f"{builder.name} ({size:.0f} MiB) is being downloaded to {downloads}\n"
+              f"and prepared in {folder}, this once.")
+        if builder.name == "cifar10":
+            fetch_archive(downloads / "manual" / "cifar-10-binary.tar.gz", next(iter(builder.url_infos)))
         builder.download_and_prepare()
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(cannot_write(error.filename or folder, error)) from error
     except Exception as error:  # TFDS raises many kinds
-        if isinstance(error, UserError) or getattr(error, "filename", None):  # run() explains a full disk, for example
-            raise
-        raise UserError(f"CIFAR-10 could not be downloaded and prepared: {one_line(error)}\n"
-                        "Run the same command again.") from error
+        raise UserError(f"{builder.name} could not be downloaded and prepared: {one_line(error)}\n"
+                        "Try again later.") from error
     finally:  # after Ctrl-C, too, and for an earlier run that was killed
+        random.setstate(state)
         delete_incomplete(folder.parent, downloads)
-    return builder
 
 
 def fetch_archive(archive, original):
@@ -49,15 +92,20 @@ def fetch_archive(archive, original):
     if archive.exists() and pooch.file_hash(archive) != archive_sha256:
         raise UserError(f"{archive} is not the archive of CIFAR-10:\n"
                         f"its SHA-256 should be {archive_sha256}. Replace it, or delete it.")
-    get = pooch.HTTPDownloader(progressbar=True, chunk_size=1 << 16, timeout=(3, 10))  # seconds until it gives up
+    if archive.exists():
+        return
+    archive.parent.mkdir(exist_ok=True)
+    incomplete = archive.parents[1] / "incomplete.cifar10"  # a kill leaves it, and delete_incomplete deletes it
     for url in [*mirrors, original]:
         try:
-            pooch.retrieve(url, archive_sha256, archive.name, archive.parent, downloader=get)
+            with tqdm(unit="B", unit_scale=True, ncols=79) as bar:
+                get = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, timeout=(3, 10))  # s until it gives up
+                pooch.retrieve(url, archive_sha256, archive.name, incomplete, downloader=get)
+            (incomplete / archive.name).replace(archive)
             return
         except (requests.RequestException, ValueError) as error:  # ValueError: of another hash
             reason = "no connection" if isinstance(error, requests.ConnectionError) else one_line(error, 80)
             print(f"Not downloaded from {url}: {reason}")
-        gc.collect()  # or the bar of this download would end below a later message
     raise UserError("CIFAR-10 could not be downloaded. Try again later, or put cifar-10-binary.tar.gz\n"
                     f"into {archive.parent},\n"
                     "or set TFDS_DATA_DIR to a folder where TensorFlow Datasets has prepared cifar10.")
@@ -65,7 +113,6 @@ def fetch_archive(archive, original):
 
 def delete_incomplete(prepared, downloads):
     """Delete what an interrupted download or preparation leaves in these two folders, up to 400 MB."""
-    for folder in [*prepared.glob("incomplete.*"), *downloads.glob("extracted/incomplete.*")]:
+    for folder in [*prepared.glob("incomplete.*"), *downloads.glob("extracted/incomplete.*"),
+                   downloads / "incomplete.cifar10"]:
         shutil.rmtree(folder, ignore_errors=True)
-    for file in downloads.glob("manual/tmp????????"):  # pooch's
-        file.unlink()

@@ -1,48 +1,58 @@
 """What a user can cause is answered in a few lines and an exit code: 1 a failure, 2 a bad command line, 130 Ctrl-C.
-Without it, a misspelt option, a full disk or Ctrl-C ends in a traceback."""
+Without it, a misspelt option, a full disk or Ctrl-C ends in a traceback. A mistake in the code keeps its own."""
 import argparse
-import logging
+import errno
+import functools
 import os
 import re
-import signal
 import sys
-import warnings
 
-console = os.dup(2)  # standard error, also while start.py silences it
+progress = ""  # how far the training is, for who stops it
 
 
 class UserError(Exception):
     """Something that the user can correct; the text says what happened and what to do."""
 
 
-def stop(where=""):
-    """Answer Ctrl-C at once; a normal exit would wait for the threads of a download."""
-    os.write(console, f"\nStopped{where}.\n".encode())
-    os._exit(130)
+def answered(main):
+    """Decorate the main function of a script: answer what its user can cause, and leave the process as it was."""
+    @functools.wraps(main)
+    def run():
+        from support import process  # here, because start.py needs this module before Keras
+        global progress
+        progress = ""
+        answer = None
+        with process.guest():
+            try:
+                main()
+            except KeyboardInterrupt:
+                print(f"\nStopped{progress}.", file=sys.stderr)
+                answer = 130
+            except BrokenPipeError:  # `python test.py | head` has read enough
+                sys.stdout = None
+                answer = 1
+            except UserError as error:
+                answer = f"\n{error}"
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO):
+                    raise
+                answer = "\n" + cannot_write(error.filename or "A file", error)
+        if answer:
+            sys.exit(answer)
+    return run
 
 
-def run(main):
-    """Call a script's main function; answer what its user can cause with a short message and the right exit code."""
-    from tensorflow import errors  # here, because start.py needs this module before TensorFlow
-    sys.stdout.reconfigure(errors="replace", line_buffering=True)  # a Windows console may lack a file name's character
-    logging.disable(logging.WARNING)  # no advice against HDF5, the tutorial's format, nor on GPUs under Windows
-    warnings.simplefilter("ignore")  # of Pillow on odd metadata, and of Matplotlib where there is no display
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        main()
-    except KeyboardInterrupt:
-        stop()
-    except BrokenPipeError:  # `python test.py | head` has read enough
-        os._exit(1)
-    except UserError as error:
-        sys.exit(f"\n{error}")
-    except (errors.DataLossError, errors.NotFoundError, errors.PermissionDeniedError, errors.FailedPreconditionError,
-            errors.InvalidArgumentError) as error:
-        sys.exit("\n" + corrupt_data(error.message))
-    except OSError as error:
-        hint = " Is it open elsewhere (TensorBoard)?" if os.name == "nt" and isinstance(error, PermissionError) else ""
-        sys.exit(f"\n{error.filename or 'A file'}: {os.strerror(error.errno) if error.errno else error}.{hint}\n"
-                 "What was saved before is intact. Once this is mended, run the same command again.")
+def require(condition, text):
+    """Raise UserError with this text if the condition is not true."""
+    if not condition:
+        raise UserError(text)
+
+
+def verbose():
+    """Return what `fit` shall show: 1, a progress bar, on a screen; 2, a line an epoch, in a file and in IDLE."""
+    if "ipykernel" in sys.modules:
+        return 1
+    return 1 if sys.stdout.isatty() and "idlelib.run" not in sys.modules else 2
 
 
 def one_line(error, length=200):
@@ -50,11 +60,11 @@ def one_line(error, length=200):
     return " ".join(str(error).split())[:length] or type(error).__name__
 
 
-def corrupt_data(reason):
-    """Return the message for a prepared data set that cannot be read."""
-    return (f"The prepared CIFAR-10 cannot be read: {one_line(reason)}\n"
-            "Delete the folder cifar10 in your TensorFlow Datasets folder (TFDS_DATA_DIR, or ~/tensorflow_datasets)\n"
-            "and run the same command again; it will be prepared anew.")
+def cannot_write(path, error):
+    """Return the message for an OSError where `path` is written."""
+    hint = " Is it open elsewhere (TensorBoard)?" if os.name == "nt" and isinstance(error, PermissionError) else ""
+    return (f"{path}: {error.strerror or one_line(error)}.{hint}\n"
+            "What was saved before is intact. Once this is mended, run the same command again.")
 
 
 def whole(low, high):

@@ -6,74 +6,180 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, JpegImagePlugin
 
-from support import files, messages
+from support import files, logs, messages, models, process
 
 empty = {"squeeze": False, "subplot_kw": {"frame_on": False, "xticks": [], "yticks": []}}  # cells of a figure
+shown_size = 400  # pixels of an own picture, in the picture of all answers
+batch_size = 32  # own pictures that are read and answered at a time
+most_drawn = 100  # own pictures; Matplotlib cannot save a figure of 460
+turns = {  # what makes a picture upright, by the orientation that its camera noted
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-def show(figure, path):
-    """Save a figure at `path`, say so, and open it in a window where there is a display."""
+def save(model_path, kind):
+    """Save the current figure of pyplot as results/MODEL-KIND.png, and say so."""
+    path = Path("results", f"{model_path.stem}-{kind}.png")
     path.parent.mkdir(exist_ok=True)
-    files.write_atomically(path, lambda part: figure.savefig(part, dpi=100))
+    process.at_end.callback(plt.close, plt.gcf())  # where there is no window, it would stay open
+    files.write_atomically(path, lambda part: plt.savefig(part, dpi=100))
     print(f"Picture saved as {path}")
-    plt.show()  # only warns where there is no display
+    return path
 
 
 def draw(axes, image, title, **style):
     """Show an image, or a PIL.Image, under its title and without axes."""
     axes.imshow(image)
     axes.set_anchor("N")  # at the top of its cell, or the layout takes the title for lower than it is and cuts it off
-    axes.set_title(title, **style)
+    axes.set_title(title, parse_math=False, **style)  # a file's name may have dollar signs, as formulas have
     axes.axis("off")
 
 
+def open_picture(path):
+    """Open a picture of any format that Pillow knows, without reading its pixels yet.
+    Pillow's limit of 179 megapixels does not hold for a JPEG, of which only a smaller copy will be read."""
+    try:
+        image = Image.open(path)
+    except Image.DecompressionBombError as refusal:
+        try:
+            image = JpegImagePlugin.JpegImageFile(path)  # what Image.open() does, but for the limit
+        except SyntaxError:  # it is no JPEG
+            raise refusal from None
+        if image.info.get("progressive"):  # the copy would need the memory for all of the pixels
+            image.close()
+            raise refusal
+    image.draft(None, (shown_size, shown_size))  # the smallest copy that a JPEG has of at least this size
+    return image
+
+
+def find_turn(image):
+    """Return the Image.Transpose that makes a loaded picture upright, or None.
+    ImageOps.exif_transpose() would do it, but it writes all of the metadata anew, and fails on tags that are odd."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        return turns.get(orientation)
+    except Exception:  # each way to damage metadata has an exception of its own
+        return None
+
+
+def eight_bits(image):
+    """Return a grey picture of 32 bits, whole numbers or floats, as one of 8 bits; convert() would cut it off at 255.
+    Which value is white is not written in the file. The usual scales are kept, other values are stretched."""
+    values = np.asarray(image).astype(np.float64)
+    finite = values[np.isfinite(values)]
+    if finite.size == 0:
+        raise ValueError("none of its values is a finite number")
+    low = finite.min()
+    high = finite.max()
+    for white in (1, 255, 65535):
+        if low >= 0 and white / 2 <= high <= white:
+            low = 0
+            high = white
+    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+    span = high - low or 1  # they may all be the same
+    values = (values - low) / span * 255
+    return Image.fromarray(np.round(values).astype(np.uint8))
+
+
 def load_image(path):
-    """Read a picture of any format that Pillow knows, and of any size; Pillow raises many kinds of errors.
+    """Read a picture of any format that Pillow knows; Pillow raises many kinds of errors.
     Return what the model wants, float32 (32, 32, 3) in [0, 1], the middle square, reduced with antialiasing; and the
     upright picture as an RGB PIL.Image, at most 400 pixels wide and high."""
-    with Image.open(path) as image:
-        image = ImageOps.exif_transpose(image)  # cameras store how they were held, not upright pictures
-    if image.mode.startswith("I"):  # 16 bits of grey, which convert() would cut off at 255
-        image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-    seen = np.asarray(ImageOps.fit(image, (32, 32), Image.Resampling.BICUBIC), np.float32) / 255
-    image.thumbnail((400, 400))
+    with open_picture(path) as image:
+        image.load()  # before its orientation is read: Pillow turns a TIFF while it loads it
+        turn = find_turn(image)
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+            values = np.asarray(image) / 257  # 16 bits of grey, which convert() would cut off at 255
+            image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
+        elif image.mode in ("I", "F"):
+            image = eight_bits(image)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image)
+        image = image.convert("RGB")
+    if turn is not None:
+        image = image.transpose(turn)  # cameras store how they were held, not upright pictures
+    small = ImageOps.fit(image, (32, 32), Image.Resampling.BICUBIC)
+    seen = np.asarray(small, np.float32) / 255
+    image.thumbnail((shown_size, shown_size))
     return seen, image
 
 
-def classify(model, paths, categories, path):
-    """Print what the model takes the picture in each file for, and draw them all at `path`.
-    `categories` has the name of each label. Return whether every file could be read."""
-    shown = []
-    for file in paths:
-        try:
-            seen, image = load_image(file)
-        except Exception as error:  # each of Pillow's readers has exceptions of its own
-            reason = getattr(error, "strerror", None) or messages.one_line(error)
-            print(f"{file}: not readable as a picture: {reason}", file=sys.stderr, flush=True)
+def as_probabilities(outputs):
+    """Return a model's outputs, (n, classes), as probabilities: a model that ends without a softmax has scores."""
+    in_range = outputs.min() >= 0 and outputs.max() <= 1
+    if in_range and np.allclose(outputs.sum(axis=1), 1, atol=0.01):
+        return outputs
+    return tf.nn.softmax(outputs).numpy()
+
+
+def printable(path):
+    """Return the name of a file as text that can be printed and drawn, also if it is not valid Unicode."""
+    return str(path).encode(errors="backslashreplace").decode()
+
+
+def classify(model_path, paths, categories):
+    """Print what the model in the file at `model_path` takes the picture in each file for, and draw the first hundred.
+    `categories` has the name of each label. Exit with code 1 if a file could not be read."""
+    model = models.load_model(model_path)
+    models.check(model, categories)
+    answered = 0
+    drawn = []
+    for start in range(0, len(paths), batch_size):  # the first answers are there before the last files are read
+        names = []
+        inputs = []
+        images = []
+        for file in paths[start:start + batch_size]:
+            name = printable(file)
+            try:
+                seen, image = load_image(file)
+            except Exception as error:  # each of Pillow's readers has exceptions of its own
+                reason = getattr(error, "strerror", None) or messages.one_line(error)
+                print(f"{name}: not readable as a picture: {reason}", file=sys.stderr, flush=True)
+                continue
+            names.append(name)
+            inputs.append(seen)
+            images.append(image)
+        if not names:
             continue
-        probabilities = model(seen[None], training=False).numpy()[0]
-        best = [f"{categories[label]} {probabilities[label]:.2%}" for label in np.argsort(-probabilities)[:3]]
-        print(f"{file}: {categories[int(probabilities.argmax())]} ({', '.join(best)})")
-        shown.append((file, image, seen, best))
-    if shown:
-        rows = (len(shown) + 1) // 2
+        probabilities = as_probabilities(model.predict_on_batch(np.stack(inputs)))
+        for name, seen, image, row in zip(names, inputs, images, probabilities):
+            labels = np.argsort(-row)[:3]
+            best = [f"{categories[label]} {row[label]:.2%}" for label in labels]
+            print(f"{name}: {categories[labels[0]]} ({', '.join(best)})", flush=True)
+            answered += 1
+            if len(drawn) < most_drawn:
+                drawn.append((name, seen, image, best))
+    if drawn:
+        rows = (len(drawn) + 1) // 2
         figure, grid = plt.subplots(rows, 4, figsize=(10, 2.9 * rows), layout="constrained", **empty)
-        for (file, image, seen, best), left, right in zip(shown, grid.flat[::2], grid.flat[1::2]):
-            draw(left, image, Path(file).name[-24:], fontsize=9)
-            draw(right, seen, "\n".join(best), fontsize=9)
-        show(figure, path)
-    return len(shown) == len(paths)
+        cells = iter(grid.flat)
+        for name, seen, image, best in drawn:
+            draw(next(cells), image, Path(name).name[-24:], fontsize=9)
+            draw(next(cells), seen, "\n".join(best), fontsize=9)
+        if answered > len(drawn):
+            print(f"The picture shows the first {len(drawn)} of {answered}.")
+        save(model_path, "images")
+        plt.show()
+    if answered < len(paths):
+        sys.exit(1)
 
 
-def report(images, labels, probabilities, categories, path):
-    """Print the accuracy of each class; draw the confusion matrix and the most confident mistakes at `path`.
-    Images (n, 32, 32, 3) in [0, 1], labels int (n,) and probabilities (n, 10) are in the same order."""
+def report(model_path, model, ds_test, categories):
+    """Print the accuracy of each class; draw the confusion matrix and the most confident mistakes, for TensorBoard, too.
+    `ds_test` has batches of images in [0, 1] and labels, in the same order each time."""
+    images = np.concatenate([batch[0].numpy() for batch in ds_test])
+    labels = np.concatenate([batch[1].numpy() for batch in ds_test])
+    probabilities = as_probabilities(model.predict(ds_test, verbose=0))
     predicted = probabilities.argmax(axis=1)
     confusion = tf.math.confusion_matrix(labels, predicted, len(categories)).numpy()  # rows are the true classes
     print("\nclass       correct    of  accuracy")
@@ -85,7 +191,8 @@ def report(images, labels, probabilities, categories, path):
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.05))
     axes = left.subplots()
     axes.imshow(confusion, cmap="Blues")
-    for true, other in np.ndindex(confusion.shape):
+    readable = confusion if len(categories) <= 20 else np.empty((0, 0))  # there is no room for more numbers
+    for true, other in np.ndindex(readable.shape):
         axes.text(other, true, confusion[true, other], ha="center", va="center", fontsize=11,
                   color="white" if confusion[true, other] > confusion.max() / 2 else "black")
     axes.set_xticks(range(len(categories)), categories.values(), rotation=45, ha="right")
@@ -98,4 +205,8 @@ def report(images, labels, probabilities, categories, path):
     for axes, index in zip(right.subplots(4, 5, **empty).flat, mistakes):
         draw(axes, images[index], f"{categories[int(predicted[index])]} {probabilities[index].max():.1%}\n"
              f"true: {categories[int(labels[index])]}", fontsize=9)
-    show(figure, path)
+    path = save(model_path, "report")
+    plt.show()
+    logdir = Path("logs", model_path.stem)
+    if logdir.is_dir() and model_path.resolve().parent == Path("results").resolve():
+        logs.log_picture(path, logdir / "report")

@@ -1,16 +1,18 @@
 """--fast and --augment: the same network learns faster, and more.
-Without it, a good model takes 30 epochs, and 30 epochs give none that is better than good."""
-import os
-from timeit import timeit
-
+Without it, a good model takes 30 epochs, and 30 epochs end with a model that is no better than that."""
 import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from keras.layers import Conv2D, Dense, Dropout
 
-# The dials of --fast. They were chosen on 5,000 training images kept aside, and belong to batches of 64.
-fast_epochs = 3
-adam_peak = 0.002  # highest learning rate of Adam; longer runs have lower ones
+from support import machine
+
+name = "fast-v3"  # a run of another recipe cannot be resumed with this one
+
+# The dials of --fast. They were chosen on 5,000 training images kept aside.
+fast_epochs = 2
+adam_peak = 0.002  # highest learning rate of Adam, for batches of 64; longer runs have lower ones
 muon_peak = 0.003  # and of Muon
 beta_2 = 0.99  # how slowly Adam forgets the size of gradients; its usual 0.999 is for longer runs
 warm_up = 0.25  # part of the run in which the learning rates rise
@@ -19,36 +21,78 @@ smoothing = 0.1  # part of each label that is spread over all classes
 weight_decay = 0.05  # part of each weight that is taken off a step, times the learning rate
 
 
-def device_name():
-    """Return what the training runs on, for the console."""
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
-    return "CPU (TensorFlow uses a GPU in WSL2, but not on Windows itself)" if os.name == "nt" else "CPU"
+def dropout(epochs):
+    """Return the part of the network's dropout that a run of this length needs. A short one learns nothing by heart."""
+    return 0.0
 
 
-def faster_precision():
-    """Time a convolution; return the Keras policy that trains faster here, "float32" or a mixed one of 16 bits.
-    CPUs without bfloat16 instructions and GPUs before compute capability 7.0 are slower in 16; no library tells."""
-    def seconds(dtype):
-        images, kernel = tf.ones((64, 16, 16, 64), dtype), tf.ones((3, 3, 64, 64), dtype)
-        return timeit(lambda: tf.reduce_sum(tf.nn.conv2d(images, kernel, 1, "SAME")).numpy(), number=1)  # awaits a GPU
+class Fast(keras.callbacks.Callback):
+    """Give the new model, before its first training, other values, precision, dropout, optimizer and loss, and say so.
+    At the end of the training, all but its weights is as it was. `info` is the tfds.core.DatasetInfo."""
 
-    half = "float16" if tf.config.list_physical_devices("GPU") else "bfloat16"
-    try:  # in turns, so that another program slows down both
-        long, short = map(min, zip(*[(seconds("float32"), seconds(half)) for _ in range(50)]))
-    except tf.errors.OpError:  # oneDNN has no such convolution for this CPU
-        return "float32"
-    return f"mixed_{half}" if short < 0.9 * long else "float32"
+    def __init__(self, model, info, epochs, batch_size):
+        super().__init__()
+        self.compiled = model.get_compile_config()
+        self.dropouts = [layer for layer in model.layers if isinstance(layer, Dropout)]
+        self.rates = [layer.rate for layer in self.dropouts]
+        for layer in self.dropouts:
+            layer.rate *= dropout(epochs)
+        precision = machine.faster_precision()
+        machine.set_precision(model, precision)
+        make_orthogonal(model)
+        whitened = whiten_first_layer(model, info)
+
+        scale = (batch_size / 64 * min(1, 3 / epochs)) ** 0.5  # smaller batches and longer runs want lower rates
+        steps = epochs * (info.splits["train"].num_examples // batch_size)
+        optimizer = Muon(OneCycle(scale * adam_peak, steps), beta_2=beta_2, weight_decay=weight_decay)
+        model.compile(loss=smoothed_crossentropy, optimizer=optimizer, metrics=["accuracy"])
+        # makes the variables of the metrics; with all of them there, `fit` traces the training step once, not twice
+        model.compute_metrics(None, np.zeros(1), np.zeros((1, model.output_shape[-1])))
+
+        print(f"Fast recipe: {epochs} epoch{'s' * (epochs > 1)} in {precision}, {dropout(epochs):.0%} of the dropout,"
+              f" smoothed labels,\northogonal initial values{whitened}; Muon for the convolutions, Adam for the rest;\n"
+              f"learning rates rise to {scale * muon_peak:.2g} and {scale * adam_peak:.2g}, then fall to 0")
+
+    def on_train_end(self, logs=None):
+        for layer, rate in zip(self.dropouts, self.rates):
+            layer.rate = rate
+        machine.set_precision(self.model, "float32")
+        self.model.compile_from_config(self.compiled)
 
 
-def fast_optimizer(epochs, steps_per_epoch):
-    """Return the optimizer for a run of `epochs` epochs, and say what the recipe does."""
-    scale = min(1, fast_epochs / epochs) ** 0.5  # longer runs get further with lower rates
-    muon, adam, precision = scale * muon_peak, scale * adam_peak, keras.config.dtype_policy().name
-    print(f"Fast recipe: {epochs} epoch{'s' * (epochs > 1)} in {precision}, better initial values, smoothed labels;\n"
-          f"Muon for the convolutions, Adam for the rest; rates rise to {muon:.2g} and {adam:.2g}, then fall to 0")
-    return Muon(OneCycle(adam, epochs * steps_per_epoch), beta_2=beta_2, weight_decay=weight_decay)
+def make_orthogonal(model):
+    """Make the kernels orthogonal (https://arxiv.org/abs/1312.6120); that of the last layer stays as it is."""
+    layers = [layer for layer in model.layers if isinstance(layer, (Conv2D, Dense))]
+    for layer in layers[:-1]:
+        layer.kernel.assign(keras.initializers.Orthogonal(gain)(layer.kernel.shape))
+
+
+def whiten_first_layer(model, info):
+    """Let the first layer whiten (https://arxiv.org/abs/2404.00498), if it can. Return what to say of it."""
+    first = next(layer for layer in model.layers if layer.weights)
+    if not isinstance(first, Conv2D) or first.kernel.shape[2] != 3:
+        return " (but no whitening: the first layer is not a convolution of colours)"
+    values = 3 * first.kernel_size[0] * first.kernel_size[1]
+    if first.filters > 2 * values:
+        return f" (but no whitening: the first layer has more than {2 * values} filters)"
+    images = tfds.load(info.name, split="train[:1%]", batch_size=-1)["image"]
+    kernel, bias = whitening(images, first.kernel_size, first.filters)
+    first.kernel.assign(kernel)
+    if first.use_bias:
+        first.bias.assign(bias)
+    return ", a whitening first layer"
+
+
+def whitening(images, size, filters):
+    """Return kernel and bias of a convolution of this kernel size whose outputs are uncorrelated.
+    Its filters are the principal components of patches of the `images`, uint8 (n, 32, 32, 3), each with both signs."""
+    patches = tf.image.extract_patches(images, (1, *size, 1), (1, 1, 1, 1), (1, 1, 1, 1), "VALID")
+    patches = tf.reshape(patches, (-1, patches.shape[-1])).numpy() / 255
+    variances, components = np.linalg.eigh(np.cov(patches.T))  # the smallest comes first
+    half = (filters + 1) // 2
+    kernel = gain * (components / np.sqrt(variances + 0.001))[:, -half:]
+    kernel = np.concatenate([kernel, -kernel], axis=1)[:, :filters]
+    return kernel.reshape(*size, 3, filters), -patches.mean(axis=0) @ kernel
 
 
 def smoothed_crossentropy(labels, probabilities):
@@ -67,9 +111,6 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
         done = tf.cast(step, tf.float32) / self.steps
         return self.peak * tf.minimum(done / warm_up, (1 - done) / (1 - warm_up))
 
-    def get_config(self):
-        return {"peak": self.peak, "steps": self.steps}
-
 
 class Muon(keras.optimizers.Adam):
     """Muon (https://kellerjordan.github.io/posts/muon/) for convolutions, which Keras' own does not take; else Adam.
@@ -77,10 +118,17 @@ class Muon(keras.optimizers.Adam):
 
     muon_share = muon_peak / adam_peak  # of Adam's learning rate
 
+    def build(self, variables):
+        super().build(variables)
+        self.muon_momentums = {}
+        for variable in variables:
+            if len(variable.shape) == 4 and variable.shape[-1] > 1:  # a depthwise kernel has no matrix
+                self.muon_momentums[variable.value.ref()] = self.add_variable_from_reference(variable, "muon_momentum")
+
     def update_step(self, gradient, variable, learning_rate):
-        if len(variable.shape) != 4:
+        momentum = self.muon_momentums.get(variable.ref())
+        if momentum is None:
             return super().update_step(gradient, variable, learning_rate)
-        momentum = self._momentums[self._get_variable_index(variable)]
         self.assign(momentum, 0.95 * momentum + gradient)
         matrix = tf.reshape(gradient + 0.95 * momentum, (-1, variable.shape[-1]))  # (3 * 3 * channels, filters)
         rows, columns = matrix.shape
@@ -92,23 +140,10 @@ class Muon(keras.optimizers.Adam):
         self.assign_sub(variable, rate * tf.reshape(matrix, variable.shape))
 
 
-def set_initial_values(model):
-    """Make kernels orthogonal (https://arxiv.org/abs/1312.6120) and the first layer whiten; the last stays as it is."""
-    first, *others, last = [layer for layer in model.layers if layer.weights]
-    for layer in others:
-        layer.kernel.assign(keras.initializers.Orthogonal(gain)(layer.kernel.shape))
-    first.set_weights(whitening(tfds.load("cifar10", split="train[:1%]", batch_size=-1)["image"], first.filters))
-
-
-def whitening(images, filters):
-    """Return kernel and bias of a 3x3 convolution whose outputs are uncorrelated (https://arxiv.org/abs/2404.00498).
-    Its filters are the principal components of patches of the `images`, uint8 (n, 32, 32, 3), each with both signs."""
-    patches = tf.image.extract_patches(images, (1, 3, 3, 1), (1, 1, 1, 1), (1, 1, 1, 1), "VALID")
-    patches = tf.reshape(patches, (-1, 27)).numpy() / 255
-    variances, components = np.linalg.eigh(np.cov(patches.T))  # the smallest comes first
-    kernel = gain * (components / np.sqrt(variances + 0.001))[:, -filters // 2:]
-    kernel = np.concatenate([kernel, -kernel], axis=1)
-    return kernel.reshape(3, 3, 3, filters), -patches.mean(axis=0) @ kernel
+def augment(ds_train):
+    """Return the training stream with images that are flipped and shifted at random, others in every pass."""
+    seeds = tf.data.Dataset.random().batch(2)
+    return tf.data.Dataset.zip(ds_train, seeds).map(flip_and_shift, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
 def flip_and_shift(batch, seed):
@@ -116,8 +151,15 @@ def flip_and_shift(batch, seed):
     images, labels = batch
     last = images.shape[1] - 1
     flip, down, right = tf.unstack(tf.random.stateless_uniform((3, tf.shape(images)[0], 1), seed))
-    rows = columns = tf.range(last + 1)
-    columns = tf.where(flip < 0.5, columns, last - columns)
-    rows, columns = (last - abs(last - abs(numbers + tf.cast(5 * shift, tf.int32) - 2))
-                     for numbers, shift in ((rows, down), (columns, right)))
-    return tf.gather(tf.gather(images, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1), labels
+    pixels = tf.range(last + 1)
+    columns = tf.where(flip < 0.5, pixels, last - pixels)
+    rows = reflect(pixels + tf.cast(5 * down, tf.int32) - 2, last)
+    columns = reflect(columns + tf.cast(5 * right, tf.int32) - 2, last)
+    images = tf.gather(images, rows, axis=1, batch_dims=1)
+    return tf.gather(images, columns, axis=2, batch_dims=1), labels
+
+
+def reflect(numbers, last):
+    """Return the numbers of pixels with those beyond the edges, below 0 or above `last`, reflected into the image."""
+    beyond = tf.abs(last - tf.abs(numbers))
+    return last - beyond

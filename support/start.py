@@ -1,39 +1,79 @@
 """What must happen before TensorFlow is imported. Without it, TensorFlow writes its log on the console, many CPUs train
-slower, and Ctrl-C or a missing package ends in a traceback."""
-import ctypes
+slower, settings that other programs left behind break this one, and a missing package ends in a traceback."""
 import importlib
 import os
-import signal
 import sys
+import warnings
 from pathlib import Path
 
-from support.messages import console, one_line, stop
+from support.messages import one_line
 
 script = Path(sys.argv[0]).name
 is_script = script in ("train.py", "test.py")
-if is_script:
-    signal.signal(signal.SIGINT, lambda *_: stop())
-folder, short = str(Path.cwd()), ctypes.create_unicode_buffer(1000)
-if is_script and os.name == "nt" and not folder.isascii():  # TensorFlow garbles C:\Übung; its short name is C:\BUNG~1
-    ctypes.windll.kernel32.GetShortPathNameW(folder, short, 1000)
-    if not short.value.isascii():
-        sys.exit(f"On Windows, TensorFlow cannot write into a folder with letters like those of {folder}.\n"
-                 "Move this project to a folder such as C:\\cifar10, and run the same command there.")
-    os.chdir(short.value)
+
+
+def import_packages():
+    """Import what takes long or may fail: here, their messages are held back and their errors are answered."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tqdm in a notebook without widgets, for example
+        for package in ("matplotlib.pyplot", "tensorflow", "keras", "pooch", "tensorboard.plugins.hparams.api",
+                        "tensorflow_datasets", "tensorflow_datasets.public_api"):  # TFDS hides its errors, this does not
+            importlib.import_module(package)
+
+
+def without_stderr(function):
+    """Call a function while standard error leads nowhere: TensorFlow 2.21 writes before it reads the log level."""
+    try:
+        stderr = os.dup(2)
+    except OSError:  # it is closed
+        return function()
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
+    try:
+        return function()
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+def use_backend(name):
+    """Let Matplotlib draw as MPLBACKEND asks. If it cannot, it chooses a way by itself when it draws."""
+    try:
+        importlib.import_module("matplotlib.pyplot").switch_backend(name)
+    except Exception:  # each backend has errors of its own
+        pass
+
+
+# TensorFlow, HDF5 and Keras read these while they are imported.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # faster convolutions; TensorFlow leaves them off without AVX-512
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow 2.21 writes before it reads the log level
+os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")  # there are drives without locks, and nothing here needs one
+os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever ~/.keras/keras.json says
+os.environ["TF_USE_LEGACY_KERAS"] = "0"  # else TensorBoard asks for Keras 2
+
+# So does Matplotlib, and would end here if the name is wrong. A Jupyter kernel gives every program that it starts its
+# own backend, which draws nothing there.
+in_ipython = "IPython" in sys.modules
+backend = "" if in_ipython or not is_script else os.environ.pop("MPLBACKEND", "")
 try:
-    for package in ("tensorflow", "keras", "matplotlib.figure", "pooch", "tensorboard.plugins.hparams.api",
-                    "tensorflow_datasets", "tensorflow_datasets.public_api"):  # the last, because TFDS hides its errors
-        importlib.import_module(package)
+    without_stderr(import_packages)
+except KeyboardInterrupt:
+    if not is_script:
+        raise
+    print("\nStopped.", file=sys.stderr)
+    sys.exit(130)
 except Exception as error:
     if not is_script:
         raise
     state = "missing" if isinstance(error, ModuleNotFoundError) else "broken"
     sys.exit(f"A package is {state}: {one_line(error)}\n"
-             f"This is Python {sys.version.split()[0]}; 3.10 to 3.13 can have it:  "
-             "python -m pip install -r requirements.txt\n"
-             f"For any other, there is uv:  uv run --python 3.13 --with-requirements requirements.txt {script}")
+             f"This is Python {sys.version.split()[0]}. With Python 3.10 to 3.13, this installs the packages:"
+             "  python -m pip install -r requirements.txt\n"
+             "With uv, no Python is needed:"
+             f"  uv run --python 3.13 --with-requirements requirements.txt {script}")
 finally:
-    os.dup2(console, 2)
+    if backend:
+        os.environ["MPLBACKEND"] = backend
+if backend and "inline" not in backend:
+    use_backend(backend)

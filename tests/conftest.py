@@ -1,7 +1,9 @@
 """What the tests share: a small CIFAR-10, a finished run on it, and the scripts run as a user runs them."""
+import functools
 import os
 import re
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -159,11 +161,14 @@ def end_of_the_server():
         processes.server().end()
 
 
-def write_model(path, *layers, shape=(32, 32, 3)):
+def write_model(path, *layers, shape=(32, 32, 3), compiled=False):
     """Save an untrained model, as a stranger would have made it."""
     import keras
     made = [eval(layer, {"L": keras.layers}) for layer in layers]
-    keras.Sequential([keras.Input(shape), *made]).save(path)
+    model = keras.Sequential([keras.Input(shape), *made])
+    if compiled:
+        model.compile(loss="sparse_categorical_crossentropy", optimizer="adam", metrics=["accuracy"])
+    model.save(path)
     return path
 
 
@@ -234,9 +239,11 @@ def convolutions(log_dir):
 @pytest.fixture
 def load(monkeypatch, data):
     """load_data, in this process, on the small data set."""
+    import tensorflow_datasets as tfds
+
     import train
-    from support.download import tfds
-    monkeypatch.setattr(tfds, "builder", lambda name: tfds.builder_cls(name)(data_dir=data))
+    for name in "load", "builder":
+        monkeypatch.setattr(tfds, name, functools.partial(getattr(tfds, name), data_dir=data))
     return train.load_data
 
 
@@ -245,9 +252,14 @@ def keys(images, labels):
     return [bytes([label]) + image.tobytes() for image, label in zip(images, labels)]
 
 
+def as_floats(images):
+    """The images, uint8, as tf.image.convert_image_dtype makes them floats."""
+    return images.astype(np.float32) * np.float32(1 / 255)
+
+
 def source(count, seed):
     images, labels = make_images(count, seed)
-    return sorted(keys(images.astype(np.float32) / 255, labels))
+    return sorted(keys(as_floats(images), labels))
 
 
 def take(dataset, images):
@@ -288,3 +300,19 @@ def same_as_undisturbed(folder, undisturbed):
     assert (log_dir / "epochs.csv").read_text() == (expected / "epochs.csv").read_text()
     assert curves(log_dir) == curves(expected)
     assert len(curves(log_dir)["train/epoch_loss"]) == 4
+
+
+@pytest.fixture
+def display():
+    """DISPLAY, of Xvfb if there is no other; Windows and macOS need none."""
+    if os.environ.get("DISPLAY") or sys.platform in ("win32", "darwin"):
+        yield os.environ.get("DISPLAY", "")
+    elif not shutil.which("Xvfb"):
+        pytest.skip("there is no display, and no Xvfb to make one")
+    else:
+        pytest.importorskip("tkinter", reason="this Python has no windows")
+        theirs, ours = os.pipe()
+        screen = subprocess.Popen(["Xvfb", "-displayfd", str(ours)], pass_fds=[ours], stderr=subprocess.DEVNULL)
+        yield ":" + os.read(theirs, 10).decode().strip()
+        screen.terminate()
+        screen.wait()

@@ -4,8 +4,11 @@ import http.server
 import os
 import shutil
 import signal
+import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +16,7 @@ from conftest import environment, in_one_go, message, plain, posix, root, run, r
 from small_cifar10 import make_archive
 
 fetch = """
-import pathlib, sys
+import pathlib, random, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import small_cifar10, train
 from support import download, messages
@@ -24,7 +27,12 @@ known["http://127.0.0.1:{port}/{own}"] = known.pop(next(iter(known)))
 tfds.builder_cls("cifar10")._cifar_info = property(
     lambda self, info=tfds.builder_cls("cifar10")._cifar_info.fget: info(self)._replace(url=next(iter(known))))
 download.mirrors, download.archive_sha256 = {mirrors!r}, {sha256!r}
-messages.run(lambda: print("test images:", sum(1 for _ in train.load_data()[1].unbatch())))
+def main():
+    state = random.getstate()
+    images = sum(1 for _ in train.load_data()[1].unbatch())
+    assert random.getstate() == state, "a seed would give another model after a download"
+    print("test images:", images)
+messages.answered(main)()
 """
 
 
@@ -110,7 +118,7 @@ def test_good_mirror(server, archive, tmp_path):
     assert "162 MiB" in out and (tmp_path / "downloads" / "manual").as_posix() in out and "B/s" in err
     out, err = load(server, archive, tmp_path, ["good"])
     assert server.requests == ["good"], "a request was made although the data are prepared"
-    assert out == f"CIFAR-10 is in {(tmp_path / 'cifar10' / '3.0.2').as_posix()}\ntest images: 50\n" and err == ""
+    assert out == f"cifar10 is in {(tmp_path / 'cifar10' / '3.0.2').as_posix()}\ntest images: 50\n" and err == ""
 
 
 def test_bad_mirrors_then_a_good_one(server, archive, tmp_path):
@@ -177,7 +185,7 @@ def test_ctrl_c_leaves_nothing_and_a_kill_leaves_nothing_for_long(moment, server
     for stop in signal.SIGINT, signal.SIGKILL:
         script = start_load(server, archive, tmp_path, mirrors)
         deadline = time.monotonic() + 120
-        while not list(tmp_path.rglob("manual/tmp*" if moment == "download" else "incomplete.*")):
+        while not list(tmp_path.rglob("incomplete.cifar10/tmp*" if moment == "download" else "incomplete.*3*")):
             assert time.monotonic() < deadline and script.poll() is None
             time.sleep(0.001)
         script.send_signal(stop)
@@ -234,5 +242,36 @@ def test_damaged_data(what, tmp_path, tiny, small_model):
     preparation = without_privileges if what == "unreadable" else ""
     for script, arguments in (("train.py", in_one_go), ("test.py", [small_model])):
         out, err = run_after(preparation, script, *arguments, cwd=tmp_path, data=folder, code=1)
-        assert "Delete the folder" in message(err), err
+        assert ("Delete this folder" in message(err)) == (what in ("empty", "truncated", "corrupted")), err
+        assert str(folder / "cifar10") in err or "description" in what
         assert not list(tmp_path.glob("results/*.h5"))
+
+
+@pytest.mark.parametrize("data_folder", ["data [1]", "data ü"])
+def test_a_data_folder_with_odd_letters(data_folder, server, archive, tmp_path):
+    folder = tmp_path / data_folder
+    folder.mkdir()
+    out, err = load(server, archive, folder, ["good"])
+    assert server.requests == ["good"] and "test images: 50" in out
+    out, err = load(server, archive, folder, ["good"])
+    assert server.requests == ["good"] and "test images: 50" in out
+
+
+def test_data_of_another_file_format(tmp_path, tiny):
+    folder = shutil.copytree(tiny, tmp_path / "data")
+    description = folder / "cifar10/3.0.2/dataset_info.json"
+    description.write_text(description.read_text().replace('"fileFormat": "tfrecord"', '"fileFormat": "array_record"'))
+    out, err = run("train.py", *in_one_go, cwd=tmp_path, data=folder, code=1)
+    assert "array_record" in message(err) and "TFDS_DATA_DIR" in err and "elete" not in err
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="only root can become a user without a home")
+def test_no_home_folder(small_model):
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(small_model, folder)
+        folder = Path(folder)
+        folder.chmod(0o777)
+        env = {key: value for key, value in environment(folder).items() if key not in ("TFDS_DATA_DIR", "HOME")}
+        out, err = run_after("import os; os.setuid(54321)", "test.py", "small.h5", cwd=folder, data=folder, env=env,
+                             code=1)
+        assert "TFDS_DATA_DIR" in message(err) and {path.name for path in folder.iterdir()} == {"small.h5", "program.py"}

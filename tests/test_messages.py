@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from conftest import in_one_go, message, name, run, run_after
+from conftest import in_one_go, message, run, run_after
 
 
 @pytest.mark.parametrize("arguments", [
@@ -33,10 +33,10 @@ def test_batch_larger_than_the_split(tmp_path, tiny):
     assert "--batch-size 71" in message(err)
 
 
-def test_a_console_that_lacks_the_characters_of_the_bars(tmp_path, tiny):
+def test_a_console_that_lacks_the_characters_of_a_name(tmp_path, tiny):
     out, err = run_after("sys.stdout.reconfigure(encoding='cp1252', errors='strict')", "train.py", *in_one_go,
-                         cwd=tmp_path, data=tiny)
-    assert err == "" and "1/1 ???" in out and (tmp_path / f"results/{name}.h5").exists()
+                         "--name", "日本", cwd=tmp_path, data=tiny)
+    assert err == "" and "The model is in results/??.h5" in out and (tmp_path / "results/日本.h5").exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGPIPE")

@@ -30,9 +30,15 @@ def without(*dropped):
 
 
 def test_augment_flips_half_of_the_training_images_and_shifts_them(load):
-    ds_train, ds_test, info = load(batch_size=50, seed=3, augment=True)
-    images, labels = take(ds_train, 2000)
-    originals, same_labels = take(load(batch_size=50, seed=3)[0], 2000)
+    import keras
+
+    from support import recipe
+    keras.utils.set_random_seed(3)
+    ds_train, ds_test, info = load(batch_size=50)
+    augmented = recipe.augment(ds_train)
+    images, labels = take(augmented, 2000)
+    keras.utils.set_random_seed(3)
+    originals, same_labels = take(load(batch_size=50)[0], 2000)
     assert images.dtype == np.float32 and images.shape == originals.shape and (labels == same_labels).all()
     pixels, padded = np.uint8(images * 255 + 0.5), np.pad(np.uint8(originals * 255 + 0.5), (
         (0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
@@ -49,14 +55,19 @@ def test_augment_flips_half_of_the_training_images_and_shifts_them(load):
     first, second = (dict(zip(keys(originals[part], labels[part]), kind)) for part, kind in zip(
         (slice(1000), slice(1000, 2000)), kinds))
     assert sum(first[image] != second[image] for image in first) > 900, "both passes change the images alike"
-    assert np.array_equal(take(load(batch_size=50, seed=3, augment=True)[0], 1000)[0], images[:1000])
+    keras.utils.set_random_seed(3)
+    again = recipe.augment(load(batch_size=50)[0])
+    assert np.array_equal(take(again, 1000)[0], images[:1000])
+    keras.utils.set_random_seed(3)
+    resumed = recipe.augment(load(batch_size=50)[0]).skip(20)  # as after an epoch of 20 steps
+    assert np.array_equal(take(resumed, 1000)[0], images[1000:])
     assert sorted(keys(*take(ds_test, 400))) == source(40, seed=1), "test images are never changed"
 
 
 def test_both_rates_rise_and_fall_and_tensorboard_shows_them(undisturbed):
     from support import recipe
     found = curves(undisturbed / "logs" / name)
-    scale = (recipe.fast_epochs / 4) ** 0.5  # longer runs have lower rates
+    scale = (3 / 4) ** 0.5  # longer runs have lower rates
     peaks = {"": scale * recipe.adam_peak, "_muon": scale * recipe.muon_peak}
     for key, peak in ((f"train/epoch_learning_rate{end}", peak) for end, peak in peaks.items()):
         assert [step for step, rate in found[key]] == [0, 1, 2, 3]
@@ -65,32 +76,31 @@ def test_both_rates_rise_and_fall_and_tensorboard_shows_them(undisturbed):
         assert np.allclose([rate for step, rate in found[key]], expected, atol=1e-7)
 
 
-def test_three_epochs_are_the_default(monkeypatch):
+def test_two_epochs_are_the_default(monkeypatch):
     import train
     monkeypatch.setattr("sys.argv", ["train.py", "--fast"])
-    assert train.parse_args().epochs == 3
+    assert train.parse_args().epochs == 2
 
 
-def test_initial_values_are_orthogonal_and_the_first_layer_whitens(data, monkeypatch):
+def test_initial_values_are_orthogonal_and_the_first_layer_whitens(load):
     import keras
     import tensorflow as tf
 
     import train
     from support import recipe
-    monkeypatch.setattr(recipe.tfds, "load", lambda *_, split, batch_size, load=recipe.tfds.load: load(
-        "cifar10", split=split, batch_size=batch_size, data_dir=data))
+    info = load()[2]
     keras.utils.set_random_seed(1)
     model = train.create_model((32, 32, 3))
     first, *others, last = [layer for layer in model.layers if layer.weights]
     before = last.kernel.numpy()
-    recipe.set_initial_values(model)
+    recipe.Fast(model, info, epochs=2, batch_size=64)
     assert (last.kernel.numpy() == before).all()
     for layer in others:
         kernel = layer.kernel.numpy().reshape(-1, layer.kernel.shape[-1])
         np.testing.assert_allclose(np.linalg.svd(kernel)[1], recipe.gain, rtol=1e-4)
     images = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3)) // np.array([1, 2, 8])  # not of equal variance
     images = (images + np.roll(images, 1, axis=2)).astype(np.uint8)  # and correlated
-    first.set_weights(recipe.whitening(tf.constant(images), 32))
+    first.set_weights(recipe.whitening(tf.constant(images), (3, 3), 32))
     outputs = first(images / np.float32(255))[:, 1:-1, 1:-1].numpy().reshape(-1, 32)
     covariance = np.cov(outputs[:, :16].T) / recipe.gain ** 2
     np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=0.01)
@@ -124,7 +134,7 @@ def test_it_says_what_it_does_and_resumes_to_the_same_bytes(half, undisturbed, t
 
 
 @pytest.mark.parametrize("others, different", [
-    (without("--fast"), "recipe fast-v2, not tutorial"), (without("--augment"), "augment True, not False"),
+    (without("--fast"), "recipe fast-v3, not tutorial"), (without("--augment"), "augment True, not False"),
     ([*options, "--epochs", 6], "epochs 4, not 6")])  # the rates would rise again
 def test_a_run_is_not_resumed_with_others(half, tiny, others, different):
     before = (half / checkpoint).read_bytes()
@@ -134,34 +144,50 @@ def test_a_run_is_not_resumed_with_others(half, tiny, others, different):
     assert (half / checkpoint).read_bytes() == before
 
 
-def test_a_tutorial_run_is_not_resumed_with_fast(tmp_path, tiny):
+def test_a_run_of_an_older_recipe_is_refused_by_its_name(half, tiny):
+    with np.load(half / checkpoint) as file:
+        arrays = dict(file)
+    saved = json.loads(str(arrays["options"]))
+    arrays["options"] = json.dumps({key: saved[key] for key in ("epochs", "batch size", "seed", "augment", "precision")}
+                                   | {"recipe": "fast-v2"})
+    np.savez(half / checkpoint, **arrays)
+    before = (half / checkpoint).read_bytes()
+    out, err = run("train.py", *options, cwd=half, data=tiny, code=1)
+    assert "recipe fast-v2, not fast-v3" in message(err) and (half / checkpoint).read_bytes() == before
+
+
+def test_other_batch_sizes_have_other_rates(tmp_path, tiny):
+    out, err = run("train.py", "--fast", "--epochs", 1, "--batch-size", 16, cwd=tmp_path, data=tiny)
+    assert "rise to 0.0015 and 0.001," in out and err == ""  # half of those for 64
+
+
+def test_the_saved_model_has_the_tutorials_dropout_and_precision(undisturbed):
+    from support.models import load_model
+    model = load_model(undisturbed / f"results/{name}.h5")
+    assert [layer.rate for layer in model.layers if hasattr(layer, "rate")] == [0.25, 0.25, 0.25, 0.5]
+    assert {layer.dtype_policy.name for layer in model.layers} == {"float32"} and model.count_params() == 2395434
+
+
+@pytest.mark.parametrize("fast, policy", [(False, "float32"), (True, "float32"), (True, "mixed_bfloat16"),
+                                          (True, "mixed_float16")])
+def test_both_recipes_compile_for_gpus(fast, policy, load, monkeypatch):
+    """On a GPU, Keras compiles the training step with XLA by itself; here it is asked to."""
     import keras
 
-    from support.checkpoint import Checkpoint
-    from support.messages import UserError
-    path = tmp_path / "x.checkpoint.npz"
-    np.savez(path, options=json.dumps({"epochs": 4, "recipe": "tutorial", "network": "0"}),
-             history=json.dumps([{"loss": 1.0}]))
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    with pytest.raises(UserError, match="recipe tutorial, not fast"):
-        Checkpoint(path).restore(model, {"epochs": 4, "recipe": "fast"}, [])
-
-
-def test_fast_needs_its_own_batch_size(tmp_path, tiny):
-    out, err = run("train.py", "--fast", "--batch-size", 32, cwd=tmp_path, data=tiny, code=2)
-    assert out == "" and "--batch-size" in message(err) and "--fast" in err and list(tmp_path.iterdir()) == []
-
-
-def test_the_saved_model_is_an_ordinary_one(undisturbed, tmp_path):
-    """A fresh interpreter without this project opens it, compiled or not, and trains it further with Adam."""
-    program = tmp_path / "program.py"
-    program.write_text("import sys, numpy, keras\n"
-                       "keras.models.load_model(sys.argv[1], compile=False)\n"
-                       "model = keras.models.load_model(sys.argv[1])\n"
-                       "model.fit(numpy.zeros((8, 32, 32, 3)), numpy.zeros(8), verbose=0)\n"
-                       "print(type(model.optimizer).__name__, model.count_params(), 'train' in sys.modules)")
-    out, err = start(program, undisturbed / f"results/{name}.h5", cwd=tmp_path, data=tmp_path).wait()
-    assert out == "Adam 2395434 False\n", err
+    import train
+    from support import logs, machine, recipe
+    monkeypatch.setattr(machine, "faster_precision", lambda: policy)
+    ds_train, ds_test, info = load(batch_size=8)
+    model = train.create_model((32, 32, 3))
+    if fast:
+        recipe.Fast(model, info, epochs=1, batch_size=8)
+    model.compile(model.optimizer, model.loss, metrics=["accuracy"], jit_compile=True, auto_scale_loss=False)
+    before = model.get_weights()
+    history = model.fit(ds_train, steps_per_epoch=2, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert all((old != new).any() for old, new in zip(before, model.get_weights()))
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == (policy == "mixed_float16")
+    assert (logs.muon_rate(model.optimizer) is not None) == fast
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
@@ -169,14 +195,14 @@ def test_a_model_trained_in_16_bits_is_like_any_other(policy, tiny, tmp_path):
     """The choice is taken from the machine here, since few have both; all else runs as it is, emulated if need be."""
     program = tmp_path / "train.py"
     program.write_text(f"import sys; sys.path[0] = {str(root)!r}; import train\n"
-                       f"train.recipe.faster_precision = lambda: {policy!r}\ntrain.messages.run(train.main)")
+                       f"train.machine.faster_precision = lambda: {policy!r}\ntrain.main()")
     options = ["--fast", "--epochs", 2, "--seed", 1]
     env = environment(tiny, ONEDNN_MAX_CPU_ISA=os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL"))
     script = start(program, *options, cwd=tmp_path, data=tiny, env=env)
     assert wait_for(tmp_path / checkpoint, script, size=1_000_000), script.output()
     script.kill()
     out, err = run("train.py", *options, cwd=tmp_path, data=tiny, env=env)  # may choose otherwise, here
-    assert f"Fast recipe: 2 epochs in {policy}" in out and "Resuming after epoch 1 of 2" in out and err == ""
+    assert "Resuming after epoch 1 of 2" in out and err == ""
     last = out.split("val_accuracy: ")[-1].split()[0]
     with h5py.File(tmp_path / f"results/{name}.h5") as file:
         assert "mixed" not in file.attrs["model_config"] and "Muon" not in file.attrs["training_config"]

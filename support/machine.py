@@ -1,0 +1,49 @@
+"""What this computer computes on, and in which precision. Without it, --fast would be slow on some computers."""
+import os
+from timeit import timeit
+
+import tensorflow as tf
+
+
+def device_name():
+    """Return what the training runs on, for the console."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
+    return "CPU (TensorFlow uses a GPU in WSL2, but not on Windows itself)" if os.name == "nt" else "CPU"
+
+
+def faster_precision():
+    """Return the Keras policy that trains faster here: "float32" or a mixed one of 16 bits."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:  # https://www.tensorflow.org/guide/mixed_precision says which ones are faster
+        details = tf.config.experimental.get_device_details(gpus[0])
+        return "mixed_float16" if details.get("compute_capability", (0, 0)) >= (7, 0) else "float32"
+    try:  # no library tells whether a CPU has instructions for bfloat16; without them, it is slower
+        measured = [(seconds("float32"), seconds("bfloat16")) for _ in range(50)]  # in turns: others may be running
+    except tf.errors.OpError:  # oneDNN has no such convolution for this CPU
+        return "float32"
+    long = min(pair[0] for pair in measured)
+    short = min(pair[1] for pair in measured)
+    return "mixed_bfloat16" if short < 0.9 * long else "float32"
+
+
+def seconds(dtype):
+    """Return how long a convolution takes in this precision."""
+    images = tf.ones((64, 16, 16, 64), dtype)
+    kernel = tf.ones((3, 3, 64, 64), dtype)
+    return timeit(lambda: tf.nn.conv2d(images, kernel, 1, "SAME"), number=1)
+
+
+def precision(model):
+    """Return the name of the Keras policy that the model's layers compute with."""
+    return model.dtype_policy.name
+
+
+def set_precision(model, policy):
+    """Let the model compute with this Keras policy. Its weights stay float32, and so does the last layer, since 16
+    bits are too few for the loss. No other model is changed."""
+    *layers, last = model.layers
+    for layer in [model, *layers]:
+        layer.dtype_policy = policy
+    last.dtype_policy = "float32"

@@ -1,0 +1,138 @@
+"""Model files: what is saved here opens in every TensorFlow from 2.0 on, and what people bring opens here.
+Without it, a file opens only in a Keras like the one that saved it, and cannot be trained further."""
+import inspect
+import io
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import h5py
+import keras
+
+from support.messages import UserError, one_line
+
+
+def write_portable(source, target):
+    """Write the HDF5 model in `source` to `target`, two Paths: the same weights, without the optimizer's state, which
+    Keras cannot read again; described in words that Keras 2 (TensorFlow 2.0 to 2.15) and Keras 3 share, or, if Keras
+    does not understand them (some layers are new), in those of Keras 3."""
+    with h5py.File(source) as file:
+        model = json.loads(file.attrs["model_config"])
+        training = json.loads(file.attrs["training_config"])
+    settings = {
+        "loss": training["loss"],
+        "metrics": training["metrics"],
+        "optimizer_config": in_keras2_words({"module": "keras.optimizers", **training["optimizer_config"]}),
+        "loss_weights": None,  # TensorFlow 2.0 asks for these three
+        "weighted_metrics": None,
+        "sample_weight_mode": None,
+    }
+    if training["loss"] == "sparse_categorical_crossentropy":  # by the word "accuracy", Keras 2 would count another one
+        settings["metrics"] = [{"class_name": "SparseCategoricalAccuracy", "config": {"name": "accuracy"}}]
+    for description in in_keras2_words(model), without_new_nulls(model):
+        content = io.BytesIO()  # on a full disk, HDF5 would crash
+        with h5py.File(source) as old, h5py.File(content, "w") as new:
+            old.copy("model_weights", new)
+            new.attrs.update(old.attrs)
+            new.attrs["model_config"] = json.dumps(description).encode()  # TensorFlow 2.0 wants bytes
+            new.attrs["training_config"] = json.dumps(settings).encode()
+        target.write_bytes(content.getbuffer())
+        if as_json(target) == as_json(source):
+            return
+
+
+def as_json(path):
+    """Return the description of the model in a file as this Keras understands it, or None."""
+    try:
+        return keras.models.load_model(path, compile=False).to_json()
+    except Exception:  # Keras raises many kinds
+        return None
+
+
+def in_keras2_words(said):
+    """Return the description of a model, or a part of one, without all that is at its default: that is nearly all that
+    an older Keras has not heard of."""
+    if isinstance(said, list):
+        return [in_keras2_words(part) for part in said]
+    if not isinstance(said, dict) or "config" not in said:
+        return said
+    if said["class_name"] == "DTypePolicy":
+        return said["config"]["name"]
+    module = getattr(keras, (said.get("module") or "keras.layers").split(".")[-1], keras.layers)
+    made_by = getattr(module, said["class_name"], keras.Layer)
+    known = inspect.signature(made_by).parameters
+    config = {}
+    for key, value in said["config"].items():
+        is_default = key in known and value == known[key].default
+        if is_default or key in ("ragged", "sparse", "rms_scaling") and not value:
+            continue
+        config["batch_input_shape" if key == "batch_shape" else key] = in_keras2_words(value)
+    return {"class_name": said["class_name"], "config": config}
+
+
+def without_new_nulls(said):
+    """Return the description as Keras 3 says it, without three settings that Keras 3.3 to 3.14 refuse even as null."""
+    if isinstance(said, list):
+        return [without_new_nulls(part) for part in said]
+    if not isinstance(said, dict):
+        return said
+    new = "input_axes", "output_axes", "quantization_config"
+    return {key: without_new_nulls(part) for key, part in said.items() if part is not None or key not in new}
+
+
+def find(path):
+    """Raise UserError, which says both ways on, if there is no model at the Path."""
+    if path.exists():
+        return
+    others = sorted(str(other) for other in Path("results").glob("*.h5"))
+    way_on = f"\nor test one of these, python test.py MODEL: {', '.join(others[:5])}" if others else ""
+    raise UserError(f"There is no model at {path.absolute()}.\n"
+                    f"Train one, python train.py --fast takes a few minutes,{way_on or ' or give the path of another.'}")
+
+
+def load_model(path):
+    """Return the keras.Model in the file at `path`, compiled for `evaluate`. No code in the file is run: Keras refuses
+    it. Raises UserError if the file cannot be read, or holds such code or nothing but weights."""
+    where = path.absolute()
+    try:
+        if h5py.is_hdf5(path):
+            model = load_hdf5(path)
+        else:
+            model = keras.models.load_model(path, compile=False)
+    except UserError:
+        raise
+    except Exception as error:  # whatever h5py, json or Keras make of a corrupt file
+        raise UserError(f"{where} cannot be loaded as a Keras model:\n{one_line(error, 300)}\n"
+                        "Is it whole? python train.py makes a new one.") from error
+    model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def load_hdf5(path):
+    """Return the model in an HDF5 file. Up to TensorFlow 2.2, its first layer has the shape of the input; Keras 3 wants
+    a layer of its own for that, so it gets a copy of the file."""
+    with h5py.File(path) as file:
+        if "model_config" not in file.attrs:
+            raise UserError(f"{path.absolute()} holds weights alone, without their network.\n"
+                            "Save the whole model, with model.save() instead of model.save_weights().")
+        model = json.loads(file.attrs["model_config"])
+    layers = model["config"]["layers"]
+    first = layers[0]
+    if first["class_name"] == "InputLayer" or "batch_input_shape" not in first["config"]:
+        return keras.models.load_model(path, compile=False)
+    shape = first["config"].pop("batch_input_shape")
+    layers.insert(0, {"class_name": "InputLayer", "config": {"batch_input_shape": shape}})
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(shutil.copy(path, Path(folder, "model.h5")))
+        copy.chmod(0o600)  # the file may be read-only
+        with h5py.File(copy, "r+") as file:
+            file.attrs["model_config"] = json.dumps(model)
+        return keras.models.load_model(copy, compile=False)
+
+
+def check(model, categories):
+    """Raise UserError if the model is not one from images (batch, 32, 32, 3) to an output for each category."""
+    if model.input_shape != (None, 32, 32, 3) or model.output_shape != (None, len(categories)):
+        raise UserError(f"This model is not a classifier of 32x32 colour images into {len(categories)} classes:\n"
+                        f"its input is {model.input_shape}, its output {model.output_shape}.")

@@ -1,0 +1,68 @@
+"""A run is a guest in its process: it asks for the settings it needs, and puts back those that it found.
+Without it, a second run in a notebook or in IDLE works with what the first one left."""
+import contextlib
+import ctypes
+import logging
+import os
+import sys
+import warnings
+
+import keras
+
+at_end = contextlib.ExitStack()  # what the end of the run gives back, however it ends
+
+
+@contextlib.contextmanager
+def guest():
+    """Lend a run the settings, streams and folder that it needs."""
+    with at_end:
+        keras_settings()
+        streams()
+        folder()
+        at_end.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # of Pillow on odd metadata, and of Matplotlib where there is no display
+        at_end.callback(logging.disable, logging.root.manager.disable)
+        logging.disable(logging.WARNING)  # no advice against HDF5, the tutorial's format, nor on GPUs under Windows
+        yield
+
+
+def keras_settings():
+    """Compute with channels last and in 32 bits, whatever ~/.keras/keras.json or an earlier program says."""
+    config = keras.config
+    at_end.callback(config.set_image_data_format, config.image_data_format())
+    at_end.callback(config.set_floatx, config.floatx())
+    at_end.callback(config.set_dtype_policy, config.dtype_policy())
+    config.set_image_data_format("channels_last")
+    config.set_floatx("float32")
+    config.set_dtype_policy("float32")  # the line before does not change it
+
+
+def streams():
+    """Put the null device in the place of closed streams; the console shows ? for a character that it lacks."""
+    number = os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    while number <= 2:  # else the next file to be opened would take it, and get what TensorFlow writes to a stream
+        at_end.callback(os.close, number)
+        number = os.open(os.devnull, os.O_RDWR)
+    os.close(number)
+    null = at_end.enter_context(open(os.devnull, "w"))
+    if sys.stdout is None:
+        at_end.enter_context(contextlib.redirect_stdout(null))
+    if sys.stderr is None:
+        at_end.enter_context(contextlib.redirect_stderr(null))
+    stdout = sys.stdout
+    if hasattr(stdout, "reconfigure"):  # notebooks and IDLE have streams of their own
+        at_end.callback(stdout.reconfigure, errors=stdout.errors, line_buffering=stdout.line_buffering)
+        stdout.reconfigure(errors="replace", line_buffering=True)
+
+
+def folder():
+    """On Windows, work under the folder's short name, C:\\BUNG~1 for C:\\Übung, whose letters TensorFlow garbles."""
+    long, short = os.getcwd(), ctypes.create_unicode_buffer(1000)  # noqa: PTH109
+    if os.name != "nt" or long.isascii():
+        return
+    ctypes.windll.kernel32.GetShortPathNameW(long, short, 1000)
+    if not short.value.isascii():
+        sys.exit(f"On Windows, TensorFlow cannot write into a folder with letters like those of {long}.\n"
+                 "Move this project to a folder such as C:\\cifar10, and run the same command there.")
+    at_end.callback(os.chdir, long)
+    os.chdir(short.value)

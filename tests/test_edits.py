@@ -1,0 +1,147 @@
+"""Whoever changes a line of the pair gets what the line says, and sees the own mistakes."""
+import re
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+
+from conftest import environment, in_one_go, message, name, root, run, start, wait_for
+from small_cifar10 import make_images
+
+
+def edited(folder, *changes, script="train.py"):
+    """Put the project into a folder, with changes (old, new) in a script; return the path of train.py."""
+    if not (folder / "support").exists():
+        shutil.copytree(root / "support", folder / "support")
+        for file in "train.py", "test.py":
+            shutil.copy(root / file, folder)
+    path = folder / script
+    source = path.read_text(encoding="utf-8")
+    for old, new in changes:
+        assert old in source, old
+        source = source.replace(old, new)
+    path.write_text(source, encoding="utf-8")
+    return folder / "train.py"
+
+
+convolution = 'Conv2D(128, (3, 3), padding="same"),'
+edits = {
+    "the dials": ([("\nbatch_size = 64\n", "\nbatch_size = 32\n"), ("\nepochs = 30\n", "\nepochs = 2\n")], ""),
+    "normalization": ([('padding="same"),\n', 'padding="same"),\n        keras.layers.BatchNormalization(),\n')], ""),
+    "separable": ([(convolution, convolution.replace("Conv2D", "keras.layers.SeparableConv2D"))], ""),
+    "no bias": ([('padding="same"', 'padding="same", use_bias=False')], ""),
+    "5x5 kernels": ([("(3, 3)", "(5, 5)")], ""),
+    "more filters": ([("Conv2D(128", "Conv2D(256"), ("Conv2D(64", "Conv2D(128"), ("Conv2D(32", "Conv2D(64")],
+                     "no whitening: the first layer has more than 54 filters"),
+    "separable first": ([("Conv2D(32", "keras.layers.SeparableConv2D(32")],
+                        "no whitening: the first layer is not a convolution of colours"),
+    "odd filters, no dropout": ([("Conv2D(32", "Conv2D(33"), ("        Dropout(0.25),\n", "")], ""),
+}
+
+
+@pytest.mark.parametrize("edit", edits)
+def test_edited_networks_and_dials_train_resume_and_take_fast(edit, tmp_path, tiny):
+    changes, left_out = edits[edit]
+    train = edited(tmp_path, *changes)
+    out, err = run(train, "--epochs", 1, "--fast", "--name", "fast", cwd=tmp_path, data=tiny)
+    assert err == "" and "Fast recipe" in out and left_out in out
+    assert "whitening first layer" in out or left_out
+    options = ["--seed", 1] if edit == "the dials" else ["--epochs", 2, "--seed", 1]
+    script = start(train, *options, cwd=tmp_path, data=tiny)
+    assert wait_for(tmp_path / f"results/{name}.checkpoint.npz", script, size=1_000_000), script.output()
+    script.kill()
+    out, err = run(train, *options, cwd=tmp_path, data=tiny)
+    assert err == "" and "Resuming after epoch" in out and ("2/2" in out) == (edit == "the dials")
+    for model in "fast", name:
+        out, err = run(tmp_path / "test.py", f"results/{model}.h5", "--report", cwd=tmp_path, data=tiny)
+        assert err == "" and "Test accuracy: " in out and (tmp_path / f"results/{model}-report.png").exists()
+
+
+@pytest.fixture(scope="module")
+def cifar100(tmp_path_factory):
+    """TFDS_DATA_DIR with 200 training and 100 test images, prepared by TFDS's own cifar100 builder."""
+    folder = tmp_path_factory.mktemp("cifar100")
+    made = folder / "cifar-100-binary"
+    made.mkdir()
+    for file, count in ("train.bin", 20), ("test.bin", 10):
+        images, labels = make_images(count, seed=0)
+        planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+        fine = np.arange(len(images), dtype=np.uint8)[:, None] % 100
+        made.joinpath(file).write_bytes(np.concatenate([labels[:, None], fine, planes], axis=1).tobytes())
+    made.joinpath("fine_label_names.txt").write_text("\n".join(f"fine{number}" for number in range(100)))
+    made.joinpath("coarse_label_names.txt").write_text("\n".join(f"coarse{number}" for number in range(20)))
+    archive = folder / "downloads/manual/cifar-100-binary.tar.gz"
+    archive.parent.mkdir(parents=True)
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(made, made.name)
+    program = folder / "program.py"
+    program.write_text("import hashlib, pathlib, sys\nimport tensorflow_datasets as tfds\n"
+                       "archive = pathlib.Path(sys.argv[1])\nknown = tfds.builder_cls('cifar100').url_infos\n"
+                       "for url in known:\n    known[url] = tfds.download.checksums.UrlInfo(size=archive.stat().st_size, "
+                       "filename=archive.name, checksum=hashlib.sha256(archive.read_bytes()).hexdigest())\n"
+                       "tfds.builder('cifar100').download_and_prepare()\n")
+    script = start(program, archive, cwd=folder, data=folder)
+    out, err = script.wait()
+    assert script.returncode == 0, err
+    return folder
+
+
+def test_another_data_set(cifar100, tmp_path):
+    train = edited(tmp_path, ('dataset = "cifar10"', 'dataset = "cifar100"'),
+                   ("num_classes = 10\n", "num_classes = 100\n"))
+    run(train, "--fast", "--epochs", 1, "--name", "fast", cwd=tmp_path, data=cifar100)
+    out, err = run(train, "--epochs", 1, cwd=tmp_path, data=cifar100)
+    assert "cifar100 is in" in out and "(None, 100)" in out and err == ""
+    out, err = run(tmp_path / "test.py", cwd=tmp_path, data=cifar100, code=1)
+    assert "into 10 classes" in message(err)
+    names = re.search(r"categories = \{.*?\n\}", (tmp_path / "test.py").read_text(), re.S)[0]
+    edited(tmp_path, (names, "categories = {label: f'fine{label}' for label in range(100)}"), script="test.py")
+    for model in "fast", name:
+        out, err = run(tmp_path / "test.py", f"results/{model}.h5", "--report", cwd=tmp_path, data=cifar100)
+        assert err == "" and re.search(r"^Predicted label: fine\d+\nTrue label: fine\d+$", out, re.M)
+        assert re.search(r"^fine99 ", out, re.M)
+
+
+@pytest.mark.parametrize("change, reason", [
+    (("num_classes = 10\n", "num_classes = 5\n"), "label value"),
+    (('"sparse_categorical_crossentropy"', '"categorical_crossentropy"'), "shape"),
+    (("    # construct the model\n", "    open('missing')\n"), "FileNotFoundError"),
+    (("Dense(1024)", "Dense(1024, input='x')"), "input"),
+    (('split="test"', 'split="tset"'), "tset"),
+    (('dataset = "cifar10"', 'dataset = "cifar11"'), "cifar11"),
+], ids=str)
+def test_a_mistake_in_the_code_keeps_its_traceback(change, reason, tmp_path, tiny):
+    script = start(edited(tmp_path, change), *in_one_go, cwd=tmp_path, data=tiny)
+    out, err = script.wait()
+    assert script.returncode == 1
+    assert err.count("Traceback") >= 1 and reason in err and "train.py" in err and "Delete" not in err
+
+
+empty_if = re.compile(r"^    if args[^\n]*:\n(?=\n|    \S)", re.M)
+repairs = {  # beside the deletion of what such an if leaves empty
+    "train.py": [("    ds_train = ds_train.skip", "    initial_epoch = 0\n    ds_train = ds_train.skip"),
+                 ("        model.save(path)", '    model.save(f"results/{args.name}.h5")')],
+    "test.py": [("import numpy as np\n", "import numpy as np\nfrom keras.models import load_model\n")],
+}
+
+
+def test_without_the_rooms_it_is_the_tutorial(tmp_path, tiny):
+    """Whoever deletes each line that names a file of support/ has a program that runs after three repairs."""
+    rooms = "|".join(path.stem for path in (root / "support").glob("*.py") if path.stem != "__init__")
+    names_a_room = re.compile(rf"(?<![\w.])({rooms})\.\w|Checkpoint|checkpoint|support")
+    for script in repairs:
+        lines = (root / script).read_text(encoding="utf-8").split("\n")
+        source = "\n".join(line for line in lines if not names_a_room.search(line))
+        source = empty_if.sub("", source)
+        for old, new in repairs[script]:
+            assert old in source, old
+            source = source.replace(old, new)
+        (tmp_path / script).write_text(source, encoding="utf-8")
+    script = start(tmp_path / "train.py", cwd=tmp_path, data=tiny)
+    out, err = script.wait()
+    assert script.returncode == 0 and out.count("Epoch ") == 30, err
+    assert {path.name for path in tmp_path.iterdir()} == {"train.py", "test.py", "results", "logs"}
+    script = start(tmp_path / "test.py", cwd=tmp_path, data=tiny)
+    out, err = script.wait()
+    assert re.search(r"^Test accuracy: [\d.]+ %\nPredicted label: \w+\nTrue label: \w+$", plain(out), re.M), err
