@@ -13,10 +13,10 @@ from support import files, machine, messages, recipe
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Save the whole state of training after every epoch, and resume from it. It is one file, results/NAME.checkpoint.npz,
-    so that a kill can never separate its parts; keras.callbacks.BackupAndRestore has two, without options and history.
-    The checkpoint before is kept in case this one gets corrupt. `args` has the options of the command line; `loggers`
-    are the other callbacks of `fit`."""
+    """Save the whole state of training after every epoch, and resume from it. It is one file,
+    results/NAME.checkpoint.npz, so that a kill can never separate its parts; keras.callbacks.BackupAndRestore has two,
+    without options and history. The checkpoint before is kept in case this one gets corrupt.
+    `args` has the options of the command line; `loggers` are the other callbacks of `fit`."""
 
     def __init__(self, args, loggers):
         super().__init__()
@@ -58,7 +58,7 @@ class Checkpoint(keras.callbacks.Callback):
             if not file.exists():
                 continue
             try:
-                with file.open("rb") as opened, np.load(opened) as arrays:  # NumPy alone would leave a corrupt file open
+                with file.open("rb") as opened, np.load(opened) as arrays:  # NumPy would leave a corrupt file open
                     saved = {key: json.loads(str(arrays[key])) for key in ("options", "history")}
                     saved["values"] = [arrays[f"arr_{index}"] for index in range(len(arrays.files) - 2)]
                     return saved
@@ -113,6 +113,7 @@ def fingerprint(model):
     def without_names(config):
         return {key: value for key, value in config.items() if key not in ("name", "dtype")}
 
-    config = json.dumps([model.get_config(), model.optimizer.name], default=lambda value: type(value).__name__)
+    config = json.dumps(model.get_config(), default=lambda value: type(value).__name__)
     config = json.loads(config, object_hook=without_names)  # layers are numbered through, in every process anew
+    config["optimizer"] = type(model.optimizer).__name__
     return hashlib.sha256(json.dumps(config).encode()).hexdigest()[:8]

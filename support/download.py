@@ -41,8 +41,8 @@ def prepare(name):
     else:
         print(f"{name} is in {folder}")
     if builder.info.file_format.value != "tfrecord":
-        raise UserError(f"{folder} was prepared as {builder.info.file_format.value}, but only tfrecord can be read here."
-                        "\nLeave it there, and set TFDS_DATA_DIR to another folder.")
+        raise UserError(f"{folder} was prepared as {builder.info.file_format.value}, but this project reads tfrecord.\n"
+                        "Leave it there, and set TFDS_DATA_DIR to another folder.")
     for split in "train", "test":
         check(builder.info.splits[split], folder)
 
@@ -59,7 +59,7 @@ def check(split, folder):
     except tf.errors.OpError as error:  # a missing file, permissions
         raise UserError(f"{folder} cannot be read:\n{one_line(error.message)}\n" + move_it) from error
     if found != split.num_examples:
-        raise UserError(f"{folder} is damaged: it has {found} instead of {split.num_examples} images for {split.name}.\n"
+        raise UserError(f"{folder} is damaged: {split.name} has {found} instead of {split.num_examples} images.\n"
                         "Delete this folder and run the same command again. It will be prepared anew.")
 
 
@@ -98,7 +98,7 @@ def fetch_archive(archive, original):
     incomplete = archive.parents[1] / "incomplete.cifar10"  # a kill leaves it, and delete_incomplete deletes it
     for url in [*mirrors, original]:
         try:
-            with tqdm(unit="B", unit_scale=True, ncols=79) as bar:
+            with tqdm(total=1, unit="B", unit_scale=True, ncols=79, delay=0.5) as bar:  # pooch asks for the real total
                 get = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, timeout=(3, 10))  # s until it gives up
                 pooch.retrieve(url, archive_sha256, archive.name, incomplete, downloader=get)
             (incomplete / archive.name).replace(archive)

@@ -86,7 +86,7 @@ def write_atomically(path, write, previous=None):
 
 @contextlib.contextmanager
 def saving(model, path):
-    """Lend a path where the model is to be saved as HDF5; then put the portable form of that file at `path`.
+    """Lend a path where the model is to be saved; then put that file, if it is HDF5 in its portable form, at `path`.
     Raises UserError on a full disk; the checkpoint is then still there."""
     draft = path.with_name("draft-" + path.name)
     try:
@@ -95,7 +95,8 @@ def saving(model, path):
     except OSError as error:
         raise UserError(cannot_write(path, error)) from error
     else:
-        write_atomically(path, lambda part: models.write_portable(draft, part))
+        write = models.write_portable if path.suffix == ".h5" else shutil.copy
+        write_atomically(path, lambda part: write(draft, part))
     finally:
         draft.unlink(missing_ok=True)
     for file in checkpoint_files(path.stem):

@@ -60,7 +60,8 @@ def plot_curves(history, path):
     epochs = range(1, len(history) + 1)
     for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy")):  # colour-blind people can tell these two apart
         axes.plot(epochs, [epoch.get(key, nan) for epoch in history], "o-", c="#0072B2", ms=3, label="training")
-        axes.plot(epochs, [epoch.get(f"val_{key}", nan) for epoch in history], "s--", c="#D55E00", ms=3, label="validation")
+        validation = [epoch.get(f"val_{key}", nan) for epoch in history]
+        axes.plot(epochs, validation, "s--", c="#D55E00", ms=3, label="validation")
         axes.set(xlabel="epoch", ylabel=key, title=key.capitalize())
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)

@@ -12,6 +12,8 @@ import keras
 
 from support.messages import UserError, one_line
 
+defaults = ("data_format", "channels_last"), ("ragged", False), ("rms_scaling", False), ("sparse", False)  # and more
+
 
 def write_portable(source, target):
     """Write the HDF5 model in `source` to `target`, two Paths: the same weights, without the optimizer's state, which
@@ -20,10 +22,13 @@ def write_portable(source, target):
     with h5py.File(source) as file:
         model = json.loads(file.attrs["model_config"])
         training = json.loads(file.attrs["training_config"])
+    optimizer = in_keras2_words({"module": "keras.optimizers", **training["optimizer_config"]})
+    if isinstance(optimizer["config"].get("learning_rate"), dict):
+        optimizer["config"]["learning_rate"] = 0.001  # Keras cannot read a schedule again
     settings = {
         "loss": training["loss"],
         "metrics": training["metrics"],
-        "optimizer_config": in_keras2_words({"module": "keras.optimizers", **training["optimizer_config"]}),
+        "optimizer_config": optimizer,
         "loss_weights": None,  # TensorFlow 2.0 asks for these three
         "weighted_metrics": None,
         "sample_weight_mode": None,
@@ -65,14 +70,14 @@ def in_keras2_words(said):
     config = {}
     for key, value in said["config"].items():
         is_default = key in known and value == known[key].default
-        if is_default or key in ("ragged", "sparse", "rms_scaling") and not value:
+        if is_default or (key, value) in defaults:
             continue
         config["batch_input_shape" if key == "batch_shape" else key] = in_keras2_words(value)
     return {"class_name": said["class_name"], "config": config}
 
 
 def without_new_nulls(said):
-    """Return the description as Keras 3 says it, without three settings that Keras 3.3 to 3.14 refuse even as null."""
+    """Return the description as Keras 3 has it, but for three settings that Keras 3.3 to 3.14 refuse as null."""
     if isinstance(said, list):
         return [without_new_nulls(part) for part in said]
     if not isinstance(said, dict):
@@ -85,10 +90,11 @@ def find(path):
     """Raise UserError, which says both ways on, if there is no model at the Path."""
     if path.exists():
         return
-    others = sorted(str(other) for other in Path("results").glob("*.h5"))
-    way_on = f"\nor test one of these, python test.py MODEL: {', '.join(others[:5])}" if others else ""
-    raise UserError(f"There is no model at {path.absolute()}.\n"
-                    f"Train one, python train.py --fast takes a few minutes,{way_on or ' or give the path of another.'}")
+    text = f"There is no model at {path.absolute()}.\nTrain one in a minute or two: python train.py --fast"
+    others = sorted(Path("results").glob("*.h5"))
+    if others:
+        text += f"\nOr test one that is here: python test.py {others[-1]}"
+    raise UserError(text)
 
 
 def load_model(path):
@@ -110,25 +116,39 @@ def load_model(path):
 
 
 def load_hdf5(path):
-    """Return the model in an HDF5 file. Up to TensorFlow 2.2, its first layer has the shape of the input; Keras 3 wants
-    a layer of its own for that, so it gets a copy of the file."""
+    """Return the model in an HDF5 file. Keras 3 misunderstands what Keras 2 says of some layers, so it gets a copy with
+    another description."""
     with h5py.File(path) as file:
         if "model_config" not in file.attrs:
             raise UserError(f"{path.absolute()} holds weights alone, without their network.\n"
                             "Save the whole model, with model.save() instead of model.save_weights().")
-        model = json.loads(file.attrs["model_config"])
-    layers = model["config"]["layers"]
-    first = layers[0]
-    if first["class_name"] == "InputLayer" or "batch_input_shape" not in first["config"]:
+        description = file.attrs["model_config"]
+    mended = in_keras3_words(json.loads(description))
+    if mended == json.loads(description):
         return keras.models.load_model(path, compile=False)
-    shape = first["config"].pop("batch_input_shape")
-    layers.insert(0, {"class_name": "InputLayer", "config": {"batch_input_shape": shape}})
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(shutil.copy(path, Path(folder, "model.h5")))
         copy.chmod(0o600)  # the file may be read-only
         with h5py.File(copy, "r+") as file:
-            file.attrs["model_config"] = json.dumps(model)
+            file.attrs["model_config"] = json.dumps(mended)
         return keras.models.load_model(copy, compile=False)
+
+
+def in_keras3_words(model):
+    """Return Keras 2's description of a Sequential, changed where Keras 3 misunderstands it."""
+    if model["class_name"] != "Sequential":
+        return model
+    layers = model["config"]["layers"]
+    first = layers[0]
+    if first["class_name"] != "InputLayer" and "batch_input_shape" in first["config"]:  # of TensorFlow 2.0 to 2.2
+        shape = first["config"].pop("batch_input_shape")
+        layers.insert(0, {"class_name": "InputLayer", "config": {"batch_input_shape": shape}})
+    for layer in layers:
+        if layer["class_name"] in ("SeparableConv2D", "DepthwiseConv2D", "Conv2DTranspose"):
+            known = inspect.signature(getattr(keras.layers, layer["class_name"])).parameters
+            for key in layer["config"].keys() - known.keys() - {"name", "trainable", "dtype"}:
+                del layer["config"][key]  # Keras 2 writes down what these layers do not take
+    return model
 
 
 def check(model, categories):

@@ -175,7 +175,7 @@ def classify(model_path, paths, categories):
 
 
 def report(model_path, model, ds_test, categories):
-    """Print the accuracy of each class; draw the confusion matrix and the most confident mistakes, for TensorBoard, too.
+    """Print the accuracy of each class; draw the confusion matrix and the most confident mistakes, also in TensorBoard.
     `ds_test` has batches of images in [0, 1] and labels, in the same order each time."""
     images = np.concatenate([batch[0].numpy() for batch in ds_test])
     labels = np.concatenate([batch[1].numpy() for batch in ds_test])

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from pathlib import Path
 
 import keras
 
@@ -44,7 +45,7 @@ def streams():
         at_end.callback(os.close, number)
         number = os.open(os.devnull, os.O_RDWR)
     os.close(number)
-    null = at_end.enter_context(open(os.devnull, "w"))
+    null = at_end.enter_context(Path(os.devnull).open("w"))
     if sys.stdout is None:
         at_end.enter_context(contextlib.redirect_stdout(null))
     if sys.stderr is None:

@@ -22,8 +22,8 @@ weight_decay = 0.05  # part of each weight that is taken off a step, times the l
 
 
 def dropout(epochs):
-    """Return the part of the network's dropout that a run of this length needs. A short one learns nothing by heart."""
-    return 0.0
+    """Return the part of the network's dropout that a run of this length needs: a short one learns nothing by heart."""
+    return min(1, max(0, (epochs - 10) / 20))  # none for 10 epochs, all of it for 30
 
 
 class Fast(keras.callbacks.Callback):
@@ -32,7 +32,7 @@ class Fast(keras.callbacks.Callback):
 
     def __init__(self, model, info, epochs, batch_size):
         super().__init__()
-        self.compiled = model.get_compile_config()
+        self.loss, self.optimizer = model.loss, model.optimizer
         self.dropouts = [layer for layer in model.layers if isinstance(layer, Dropout)]
         self.rates = [layer.rate for layer in self.dropouts]
         for layer in self.dropouts:
@@ -49,15 +49,16 @@ class Fast(keras.callbacks.Callback):
         # makes the variables of the metrics; with all of them there, `fit` traces the training step once, not twice
         model.compute_metrics(None, np.zeros(1), np.zeros((1, model.output_shape[-1])))
 
-        print(f"Fast recipe: {epochs} epoch{'s' * (epochs > 1)} in {precision}, {dropout(epochs):.0%} of the dropout,"
-              f" smoothed labels,\northogonal initial values{whitened}; Muon for the convolutions, Adam for the rest;\n"
+        without = f"{dropout(epochs):.0%} of the " if dropout(epochs) else "no "
+        print(f"Fast recipe: {epochs} epoch{'s' * (epochs > 1)} in {precision}, {without}dropout, smoothed labels,\n"
+              f"orthogonal initial values{whitened}; Muon for the convolutions, Adam for the rest;\n"
               f"learning rates rise to {scale * muon_peak:.2g} and {scale * adam_peak:.2g}, then fall to 0")
 
     def on_train_end(self, logs=None):
         for layer, rate in zip(self.dropouts, self.rates):
             layer.rate = rate
         machine.set_precision(self.model, "float32")
-        self.model.compile_from_config(self.compiled)
+        self.model.compile(loss=self.loss, optimizer=self.optimizer, metrics=["accuracy"])
 
 
 def make_orthogonal(model):

@@ -16,8 +16,8 @@ def import_packages():
     """Import what takes long or may fail: here, their messages are held back and their errors are answered."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tqdm in a notebook without widgets, for example
-        for package in ("matplotlib.pyplot", "tensorflow", "keras", "pooch", "tensorboard.plugins.hparams.api",
-                        "tensorflow_datasets", "tensorflow_datasets.public_api"):  # TFDS hides its errors, this does not
+        for package in ("tensorflow", "keras", "matplotlib.pyplot", "pooch", "tensorboard.plugins.hparams.api",
+                        "tensorflow_datasets", "tensorflow_datasets.public_api"):  # TFDS hides errors, this shows them
             importlib.import_module(package)
 
 

@@ -1,10 +1,10 @@
 """Time train.py, --fast and the tutorial's order of operations: python tests/benchmark.py [ROUNDS [SIDE ...]]
+Or time a whole command, from Enter to the prompt: python tests/benchmark.py wait [OPTION ... of train.py]
 
 Every measurement has a process of its own; the sides (tutorial, train.py, --fast, and --augment for a run of 30 epochs
 with both options) take turns, ROUNDS (3) times, and the table shows the medians.
 It reads TFDS_DATA_DIR if that is set, and otherwise the tests' small data set, which it makes in a temporary folder.
 """
-import functools
 import json
 import math
 import os
@@ -23,11 +23,13 @@ def tutorials_data():
     """The tutorial's input pipeline: every step where the tutorial has it, one image at a time."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
-    splits, info = tfds.load("cifar10", with_info=True, as_supervised=True)
 
-    def to_float(image, label):
-        return tf.cast(image, tf.float32) / 255.0, label
-    ds_train, ds_test = (splits[part].repeat().shuffle(1024).map(to_float).batch(64) for part in ("train", "test"))
+    def preprocess_image(image, label):
+        return tf.image.convert_image_dtype(image, tf.float32), label
+
+    splits, info = tfds.load("cifar10", with_info=True, as_supervised=True)
+    ds_train = splits["train"].repeat().shuffle(1024).map(preprocess_image).batch(64)
+    ds_test = splits["test"].repeat().shuffle(1024).map(preprocess_image).batch(64)
     return ds_train, ds_test, info
 
 
@@ -38,7 +40,7 @@ def measure_pipeline(load_data):
     batches = iter(ds_train)
     next(batches)
     first = time.perf_counter() - begin
-    epoch = info.splits["train"].num_examples // 64 + 1
+    epoch = info.splits["train"].num_examples // 64
     for _ in range(epoch):
         next(batches)
     passes = max(1, 1500 // epoch)
@@ -48,18 +50,18 @@ def measure_pipeline(load_data):
     return {"first batch, s": first, "pipeline, images/s": passes * epoch * 64 / (time.perf_counter() - begin)}
 
 
-def measure_training(load_data, validation_steps, fast, epochs):
+def measure_training(load_data, validation_steps, fast, augment, epochs):
     """Wall and CPU milliseconds a training step, seconds of an epoch of 781 steps, and peak memory."""
     import keras
 
     import train
     from support import recipe
     ds_train, ds_test, info = load_data()
-    compiled = {}
+    if augment:
+        ds_train = recipe.augment(ds_train)
+    model = train.create_model((32, 32, 3))
     if fast:
-        keras.config.set_dtype_policy(recipe.faster_precision())
-        compiled = {"optimizer": recipe.fast_optimizer(epochs, 781), "loss": recipe.smoothed_crossentropy}
-    model = train.create_model((32, 32, 3), **compiled)
+        recipe.Fast(model, info, epochs, 64)
     clock = {}
 
     class Clock(keras.callbacks.Callback):
@@ -76,7 +78,7 @@ def measure_training(load_data, validation_steps, fast, epochs):
             clock["end"] = time.perf_counter()
 
     model.fit(ds_train, steps_per_epoch=steps, epochs=2, validation_data=ds_test, validation_steps=validation_steps,
-              verbose=0, shuffle=False, callbacks=[Clock()])  # the second epoch's figures stay
+              verbose=0, callbacks=[Clock()])  # the second epoch's figures stay
     wall, cpu = (trained - begin for begin, trained in zip(clock["begin"], clock["trained"]))
     validation = clock["end"] - clock["test"]
     epoch = wall / steps * 781 + validation
@@ -94,7 +96,7 @@ def measure(side, what):
     fast, augment = side in ("--fast", "--augment"), side == "--augment"
     if side != "tutorial":
         import train
-        load_data, validation_steps = functools.partial(train.load_data, augment=augment), None
+        load_data, validation_steps = train.load_data, None
     else:
         chosen = os.environ.get("TF_ENABLE_ONEDNN_OPTS")
         import train
@@ -105,8 +107,36 @@ def measure(side, what):
         figures = measure_pipeline(load_data)
     else:
         from support.recipe import fast_epochs
-        figures = measure_training(load_data, validation_steps, fast, fast_epochs if side == "--fast" else train.epochs)
+        epochs = fast_epochs if side == "--fast" else train.epochs
+        figures = measure_training(load_data, validation_steps, fast, augment, epochs)
     print(json.dumps(figures))
+
+
+phases = [  # how a line begins that train.py prints, and what has ended then
+    ("cifar10 is in", "importing the packages"),
+    ("Training on", "looking at the data"),
+    ("Fast recipe", "network, precision, initial values"),
+    ("The model is in", "epochs, each with validation and checkpoint; then curves and saving"),
+]
+
+
+def wait(options):
+    """Run train.py in a temporary folder, as a user does; print how many seconds each of its phases takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        begin = last = time.perf_counter()
+        script = subprocess.Popen([sys.executable, "-u", root / "train.py", *options], cwd=folder,
+                                  stdout=subprocess.PIPE, text=True)
+        for line in script.stdout:
+            now = time.perf_counter()
+            for beginning, phase in phases:
+                if line.startswith(beginning):
+                    print(f"{now - last:7.1f} s  {phase}")
+                    last = now
+            if " - val_accuracy" in line:
+                print(f"{'':9}  {line.strip()}")
+        script.wait()
+        end = time.perf_counter()
+    print(f"{end - last:7.1f} s  end of the process\n{end - begin:7.1f} s  in all")
 
 
 def main(rounds, sides):
@@ -137,5 +167,7 @@ def main(rounds, sides):
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
         measure(*sys.argv[2:])
+    elif sys.argv[1:2] == ["wait"]:
+        wait(sys.argv[2:])
     else:
         main(int(sys.argv[1]) if len(sys.argv) > 1 else 3, sys.argv[2:] or ["tutorial", "train.py", "--fast"])

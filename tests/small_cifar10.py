@@ -2,7 +2,7 @@
 
 Ten classes of 32x32 pictures that can be told apart by colour and stripes, 100 a class for training (TRAIN) and 40 for
 the test (TEST), in the binary format of the real archive, prepared by TensorFlow Datasets' own cifar10 builder.
-Then: TFDS_DATA_DIR=FOLDER python train.py
+Then, with the variable TFDS_DATA_DIR set to FOLDER: python train.py --name small --epochs 3
 """
 import hashlib
 import io
@@ -52,12 +52,12 @@ def as_records(images, classes):
     return np.concatenate([classes[:, None], planes], axis=1).tobytes()
 
 
-def register(archive):
-    """Make TFDS's cifar10 builder accept this archive as the one it knows, in this process."""
+def register(archive, name="cifar10"):
+    """Make TFDS's builder of this name accept this archive as the one it knows, in this process."""
     import tensorflow_datasets as tfds
-    known = tfds.builder_cls("cifar10").url_infos
+    known = tfds.builder_cls(name).url_infos
     for url in known:
-        known[url] = tfds.download.checksums.UrlInfo(size=archive.stat().st_size, filename="cifar-10-binary.tar.gz",
+        known[url] = tfds.download.checksums.UrlInfo(size=archive.stat().st_size, filename=archive.name,
                                                      checksum=hashlib.sha256(archive.read_bytes()).hexdigest())
 
 
@@ -75,4 +75,4 @@ if __name__ == "__main__":
     if len(sys.argv) not in (2, 4):
         sys.exit(__doc__)
     prepare(Path(sys.argv[1]), *map(int, sys.argv[2:]))
-    print(f"Now: TFDS_DATA_DIR={sys.argv[1]} python train.py --epochs 3")
+    print(f"Now set TFDS_DATA_DIR to {sys.argv[1]}, and run: python train.py --name small --epochs 3")

@@ -6,7 +6,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from conftest import environment, in_one_go, message, name, root, run, start, wait_for
+from conftest import in_one_go, message, name, plain, root, run, start, wait_for
 from small_cifar10 import make_images
 
 
@@ -52,7 +52,7 @@ def test_edited_networks_and_dials_train_resume_and_take_fast(edit, tmp_path, ti
     assert wait_for(tmp_path / f"results/{name}.checkpoint.npz", script, size=1_000_000), script.output()
     script.kill()
     out, err = run(train, *options, cwd=tmp_path, data=tiny)
-    assert err == "" and "Resuming after epoch" in out and ("2/2" in out) == (edit == "the dials")
+    assert err == "" and "Resuming after epoch" in out and "Epoch 2/2" in out
     for model in "fast", name:
         out, err = run(tmp_path / "test.py", f"results/{model}.h5", "--report", cwd=tmp_path, data=tiny)
         assert err == "" and "Test accuracy: " in out and (tmp_path / f"results/{model}-report.png").exists()
@@ -76,11 +76,9 @@ def cifar100(tmp_path_factory):
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(made, made.name)
     program = folder / "program.py"
-    program.write_text("import hashlib, pathlib, sys\nimport tensorflow_datasets as tfds\n"
-                       "archive = pathlib.Path(sys.argv[1])\nknown = tfds.builder_cls('cifar100').url_infos\n"
-                       "for url in known:\n    known[url] = tfds.download.checksums.UrlInfo(size=archive.stat().st_size, "
-                       "filename=archive.name, checksum=hashlib.sha256(archive.read_bytes()).hexdigest())\n"
-                       "tfds.builder('cifar100').download_and_prepare()\n")
+    program.write_text(f"import pathlib, sys\nsys.path.append({str(root / 'tests')!r})\nimport small_cifar10\n"
+                       "small_cifar10.register(pathlib.Path(sys.argv[1]), 'cifar100')\n"
+                       "import tensorflow_datasets as tfds\ntfds.builder('cifar100').download_and_prepare()\n")
     script = start(program, archive, cwd=folder, data=folder)
     out, err = script.wait()
     assert script.returncode == 0, err

@@ -50,10 +50,10 @@ def test_not_writable(path, tmp_path, tiny):
 def refusal(path, capsys):
     """What test.py says of a model file, without a process for each file."""
     from support.messages import UserError
-    from support.models import find, load_model
+    from support.models import check, find, load_model
     with pytest.raises(UserError) as error:
         find(path)
-        load_model(path, dict.fromkeys(range(10)))
+        check(load_model(path), dict.fromkeys(range(10)))
     assert capsys.readouterr().out == ""
     return message(str(error.value))
 

@@ -46,7 +46,7 @@ def test_a_broken_tfds_is_not_taken_for_broken_data(tmp_path):
 def test_ctrl_c_before_training(script, moment, tmp_path, tiny):
     script = start(script, cwd=tmp_path, data=tiny, plain=True)
     if moment == "data":  # all packages are imported, and the network is not made yet
-        while "CIFAR-10 is in" not in script.output()[0]:
+        while "cifar10 is in" not in script.output()[0]:
             assert script.poll() is None
             time.sleep(0.005)
     else:
