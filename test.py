@@ -40,14 +40,14 @@ def main():
     model = load_model(args.model)
     models.check(model, categories)
 
-    # evaluate it, on every test image once
+    # evaluate it; without steps, on every test image once
     loss, accuracy = model.evaluate(
         ds_test,
         verbose=messages.verbose(),
     )
     print("Test accuracy:", accuracy * 100, "%")
 
-    # take one image at random
+    # take one image of a random batch
     images, labels = next(iter(ds_test.shuffle(len(ds_test))))
     index = random.randrange(len(images))
     sample_image = images[index].numpy()
@@ -82,9 +82,9 @@ def parse_args():
     either = parser.add_mutually_exclusive_group()
     either.add_argument(
         "--image", nargs="+", metavar="FILE",
-        help="classify the middle of these pictures instead; each answer is one of the classes",
+        help="classify the middle of your own pictures instead; each answer is one of the classes",
     )
-    either.add_argument("--report", action="store_true", help="show where the model goes wrong, too")
+    either.add_argument("--report", action="store_true", help="also show where the model goes wrong")
     return parser.parse_args()
 
 

@@ -19,9 +19,9 @@ from support.checkpoint import Checkpoint
 # hyper-parameters
 # images per training step
 batch_size = 64
-# kinds of pictures in the data set; test.py has their names
+# number of classes; test.py has their names
 num_classes = 10
-# passes over the training images (those of --fast are in support/recipe.py)
+# passes over the training images (--fast has its own, in support/recipe.py)
 epochs = 30
 
 # the data set's name in TensorFlow Datasets
@@ -47,7 +47,7 @@ def load_data(batch_size=batch_size):
     ds_train = (
         ds_train
         .cache()  # images are decoded once, and kept as bytes
-        .shuffle(10_000)  # at random enough: TensorFlow Datasets has shuffled the files already
+        .shuffle(10_000)  # 10,000 are enough, since TensorFlow Datasets has already shuffled the files
         .batch(batch_size, drop_remainder=True)
         .repeat()  # after the shuffling and the batching, so an epoch is one pass over the images
         .map(preprocess_image, tf.data.AUTOTUNE)  # a batch at a time is quicker than an image at a time
@@ -104,14 +104,14 @@ def create_model(input_shape):
 @messages.answered
 def main():
     args = parse_args()
-    files.claim(args.name)  # says now, not after the training, if results/ or logs/ cannot be written
+    files.claim(args.name)  # fails now, not after the training, if results/ or logs/ cannot be written
     if args.seed is not None:
         keras.utils.set_random_seed(args.seed)
 
     # load the data
     ds_train, ds_test, info = load_data(args.batch_size)
     steps_per_epoch = info.splits["train"].num_examples // args.batch_size
-    messages.require(steps_per_epoch, f"--batch-size {args.batch_size}: there are fewer training images than that.")
+    messages.require(steps_per_epoch, f"--batch-size {args.batch_size} is more than there are training images.")
     if args.augment:
         ds_train = recipe.augment(ds_train)
 
@@ -119,7 +119,7 @@ def main():
     print(f"Training on: {machine.device_name()}")
     model = create_model(input_shape=info.features["image"].shape)
 
-    # some callbacks: what TensorBoard shows, and more
+    # some callbacks: TensorBoard, and what it leaves out
     logdir = Path("logs", args.name)
     callbacks = [TensorBoard(log_dir=logdir)]
     callbacks.append(logs.Details(logdir, args))
@@ -156,11 +156,11 @@ def parse_args():
     parser = argparse.ArgumentParser(description="Train the tutorial's CNN on CIFAR-10, or resume an interrupted run.")
     parser.add_argument(
         "--fast", action="store_true",
-        help="pass the tutorial's accuracy in a few minutes: other initial values, optimizer, loss, perhaps 16 bits",
+        help="beat the tutorial's accuracy in a minute or two, with a better recipe (README.md explains it)",
     )
     parser.add_argument(
         "--augment", action="store_true",
-        help="flip and shift the training images at random; this is for long runs",
+        help="randomly flip and shift the training images; use it for long runs",
     )
     parser.add_argument(
         "--epochs", metavar="N",
@@ -175,12 +175,12 @@ def parse_args():
     parser.add_argument(
         "--seed", metavar="N",
         type=messages.whole(0, 2**32 - 1),
-        help="the same number gives the same model",
+        help="random seed; the same number gives the same model",
     )
     parser.add_argument(
         "--name", default=model_name,
         type=messages.name,
-        help="of results/NAME.h5 and logs/NAME (default: %(default)s)",
+        help="name of the run, for results/NAME.h5 and logs/NAME (default: %(default)s)",
     )
     parser.add_argument("--restart", action="store_true", help="discard an unfinished run of this name")
     args = parser.parse_args()

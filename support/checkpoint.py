@@ -1,5 +1,5 @@
 """An interrupted run resumes after its last finished epoch and ends with the same model.
-Without it, Ctrl-C, a crash or a reboot in the last epoch costs the whole run."""
+Without this, Ctrl-C, a crash or a reboot in the last epoch costs the whole run."""
 import hashlib
 import io
 import json
@@ -45,7 +45,7 @@ class Checkpoint(keras.callbacks.Callback):
         logdir = Path("logs", self.name)
         if not unfinished:
             files.keep_earlier_run(self.name)
-        for part in "train", "validation":  # of an unfinished run; on_train_begin logs its epochs anew
+        for part in "train", "validation":  # of an unfinished run; on_train_begin logs its epochs again
             shutil.rmtree(logdir / part, ignore_errors=True)
         if not self.history:
             files.write_atomically(self.path, self.write)  # without an epoch: the sign that these logs are unfinished
@@ -62,10 +62,12 @@ class Checkpoint(keras.callbacks.Callback):
                     saved = {key: json.loads(str(arrays[key])) for key in ("options", "history")}
                     saved["values"] = [arrays[f"arr_{index}"] for index in range(len(arrays.files) - 2)]
                     return saved
+            except OSError as error:
+                raise messages.UserError(f"{file} cannot be read: {error.strerror or error}.") from error
             except Exception as error:  # zipfile, json and NumPy raise many kinds for a corrupt file
                 aside = file.with_name("unreadable-" + file.name)
                 file.replace(aside)
-                print(f"The checkpoint {file} cannot be read ({type(error).__name__}). It is now {aside}")
+                print(f"The checkpoint {file} cannot be read ({type(error).__name__}). It was renamed to {aside}")
         return None
 
     def check(self, saved):
@@ -77,10 +79,11 @@ class Checkpoint(keras.callbacks.Callback):
                  if saved.get(key) != now[key] and key != "precision"]  # the precision is that of the checkpoint
         if other:
             raise messages.UserError(f"{self.path} belongs to an unfinished run with {'; '.join(other)}.\n"
-                                     "Give the same options to resume it, --restart to discard it, or another --name.")
+                                     "To resume it, use the same options; to discard it, add --restart;\n"
+                                     "to keep it, choose another --name.")
 
     def on_train_begin(self, logs=None):
-        """Log the finished epochs anew: the logs then have each epoch once, whenever the run was killed."""
+        """Log the finished epochs again: the logs then have each epoch once, whenever the run was killed."""
         steps = self.model.optimizer.iterations
         done = int(steps)
         for epoch, metrics in enumerate(self.history):

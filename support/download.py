@@ -1,5 +1,5 @@
-"""CIFAR-10, from the disk or from the first mirror that delivers the very same bytes. Without it, TFDS asks one server,
-which gives 55 to 85 kB/s (pytorch/vision issue 9536): up to an hour for 162 MiB."""
+"""The data set: whole, or a message that says why not; CIFAR-10 from the first mirror that has the very same bytes.
+Without this, TFDS asks one server, which gives 55 to 85 kB/s (pytorch/vision issue 9536): up to an hour for 162 MiB."""
 import os
 import random
 import shutil
@@ -55,12 +55,12 @@ def check(split, folder):
         found = int(records.reduce(0, lambda count, batch: count + tf.size(batch)))
     except tf.errors.DataLossError as error:
         raise UserError(f"{folder} is damaged: {one_line(error.message)}\n"
-                        "Delete this folder and run the same command again. It will be prepared anew.") from error
+                        "Delete this folder and run the same command again. It will be prepared again.") from error
     except tf.errors.OpError as error:  # a missing file, permissions
         raise UserError(f"{folder} cannot be read:\n{one_line(error.message)}\n" + move_it) from error
     if found != split.num_examples:
         raise UserError(f"{folder} is damaged: {split.name} has {found} instead of {split.num_examples} images.\n"
-                        "Delete this folder and run the same command again. It will be prepared anew.")
+                        "Delete this folder and run the same command again. It will be prepared again.")
 
 
 def download(builder, folder):
@@ -70,8 +70,8 @@ def download(builder, folder):
     try:
         downloads.mkdir(parents=True, exist_ok=True)
         size = sum(info.size for info in builder.url_infos.values()) / 2**20
-        print(f"{builder.name} ({size:.0f} MiB) is being downloaded to {downloads}\n"
-              f"and prepared in {folder}, this once.")
+        print(f"Downloading {builder.name} ({size:.0f} MiB) to {downloads}\n"
+              f"and preparing it in {folder}. This happens only once.")
         if builder.name == "cifar10":
             fetch_archive(downloads / "manual" / "cifar-10-binary.tar.gz", next(iter(builder.url_infos)))
         builder.download_and_prepare()
@@ -105,7 +105,7 @@ def fetch_archive(archive, original):
             return
         except (requests.RequestException, ValueError) as error:  # ValueError: of another hash
             reason = "no connection" if isinstance(error, requests.ConnectionError) else one_line(error, 80)
-            print(f"Not downloaded from {url}: {reason}")
+            print(f"Could not download from {url}: {reason}")
     raise UserError("CIFAR-10 could not be downloaded. Try again later, or put cifar-10-binary.tar.gz\n"
                     f"into {archive.parent},\n"
                     "or set TFDS_DATA_DIR to a folder where TensorFlow Datasets has prepared cifar10.")

@@ -1,4 +1,4 @@
-"""Files: never half written, never written over an earlier run, never trusted blindly. Without it, a crash or a full
+"""Files: never half written, never written over an earlier run, never trusted blindly. Without this, a crash or a full
 disk costs the old file as well as the new one."""
 import contextlib
 import os
@@ -7,8 +7,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import h5py
+
 from support import models, process
-from support.messages import UserError, cannot_write
+from support.messages import UserError, cannot_write, one_line
 
 if os.name == "nt":
     import msvcrt
@@ -34,9 +36,9 @@ def claim(name):
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
-            raise UserError(f"{folder} cannot be used as a folder to write to: {error.strerror}.") from error
+            raise UserError(f"Cannot write to the folder {folder}: {error.strerror}.") from error
     if model_file(name).is_dir():
-        raise UserError(f"{model_file(name)} is a folder, but the model is to be saved there.")
+        raise UserError(f"The model cannot be saved as {model_file(name)}: a folder has that name.")
     process.at_end.enter_context(locked(model_file(name).with_suffix(".lock")))
 
 
@@ -51,13 +53,15 @@ def locked(path):
             else:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:  # of POSIX, of Windows
-            raise UserError(f"Another training of this name is running; it has locked {path}.\n"
-                            "Wait for its end, or give another --name.") from error
+            raise UserError(f"Another training with this name is running (it holds {path}).\n"
+                            "Wait until it ends, or choose another --name.") from error
         except OSError:  # a drive without locks
             pass
-        yield
-    with contextlib.suppress(OSError):  # on Windows, another process may have it by now
-        path.unlink()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows keeps the empty file while it is open; it does no harm
+                path.unlink()
 
 
 def write_atomically(path, write, previous=None):
@@ -74,7 +78,7 @@ def write_atomically(path, write, previous=None):
                     path.replace(previous)
                 part.replace(path)
                 break
-            except PermissionError:  # on Windows, another program may have it open for a moment, a virus scanner say
+            except PermissionError:  # on Windows, a virus scanner, for example, may have it open for a moment
                 if seconds is None:
                     raise
                 time.sleep(seconds)
@@ -86,7 +90,7 @@ def write_atomically(path, write, previous=None):
 
 @contextlib.contextmanager
 def saving(model, path):
-    """Lend a path where the model is to be saved; then put that file, if it is HDF5 in its portable form, at `path`.
+    """Give `with` a path where to save the model; then put that file, HDF5 in its portable form, at `path`.
     Raises UserError on a full disk; the checkpoint is then still there."""
     draft = path.with_name("draft-" + path.name)
     try:
@@ -95,8 +99,7 @@ def saving(model, path):
     except OSError as error:
         raise UserError(cannot_write(path, error)) from error
     else:
-        write = models.write_portable if path.suffix == ".h5" else shutil.copy
-        write_atomically(path, lambda part: write(draft, part))
+        write_atomically(path, lambda part: finish(draft, part))
     finally:
         draft.unlink(missing_ok=True)
     for file in checkpoint_files(path.stem):
@@ -104,6 +107,19 @@ def saving(model, path):
     print(f"The model is in {path}, its curves are in {path.with_suffix('.png')}\n"
           f"Next: python test.py {path}\n"
           "and:  tensorboard --logdir=logs")
+
+
+def finish(draft, part):
+    """Write the saved model in `draft` to `part`: in its portable form, or, if it has none, as it is."""
+    try:
+        models.write_portable(draft, part)
+    except OSError:
+        if h5py.is_hdf5(draft):
+            raise
+        shutil.copy(draft, part)  # it is in another format
+    except Exception as error:  # the network or its settings are unusual
+        print(f"The model is saved as Keras 3 does it; older versions may not open it ({one_line(error, 80)}).")
+        shutil.copy(draft, part)
 
 
 def keep_earlier_run(name):

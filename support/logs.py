@@ -1,5 +1,5 @@
 """What Keras' TensorBoard callback leaves out, and the curves as a picture and as a table.
-Without it, TensorBoard has no graph of the network, no table of the runs' options and no report."""
+Without this, TensorBoard has no graph of the network, no table of the runs' options and no report."""
 import shutil
 import time
 from math import nan
@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from tensorboard.plugins.hparams import api as hparams
 
 from support import checkpoint, files, machine
+from support.messages import one_line
 
 
 class Details(keras.callbacks.CSVLogger):
@@ -45,7 +46,10 @@ class Details(keras.callbacks.CSVLogger):
     def on_train_end(self, logs=None):
         super().on_train_end(logs)
         self.train_writer.close()
-        plot_curves(self.history, self.curves)
+        try:
+            plot_curves(self.history, self.curves)
+        except Exception as error:  # whatever it is, the model is still to be saved
+            print(f"The curves could not be drawn: {one_line(error)}")
 
 
 def muon_rate(optimizer):
@@ -58,8 +62,9 @@ def plot_curves(history, path):
     """Draw the curves at `path`; `history` has a dict of loss, accuracy, val_loss and val_accuracy per epoch."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     epochs = range(1, len(history) + 1)
-    for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy")):  # colour-blind people can tell these two apart
+    for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy")):
         axes.plot(epochs, [epoch.get(key, nan) for epoch in history], "o-", c="#0072B2", ms=3, label="training")
+        # colour-blind people can tell these two colours apart
         validation = [epoch.get(f"val_{key}", nan) for epoch in history]
         axes.plot(epochs, validation, "s--", c="#D55E00", ms=3, label="validation")
         axes.set(xlabel="epoch", ylabel=key, title=key.capitalize())

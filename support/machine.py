@@ -1,4 +1,4 @@
-"""What this computer computes on, and in which precision. Without it, --fast would be slow on some computers."""
+"""What this computer computes on, and in which precision. Without this, --fast would be slow on some computers."""
 import os
 from timeit import timeit
 

@@ -1,5 +1,5 @@
 """What a user can cause is answered in a few lines and an exit code: 1 a failure, 2 a bad command line, 130 Ctrl-C.
-Without it, a misspelt option, a full disk or Ctrl-C ends in a traceback. A mistake in the code keeps its own."""
+Without this, a misspelt option, a full disk or Ctrl-C ends in a traceback. A mistake in the code keeps its own."""
 import argparse
 import errno
 import functools
@@ -7,7 +7,7 @@ import os
 import re
 import sys
 
-progress = ""  # how far the training is, for who stops it
+progress = ""  # how far the training is, shown after Ctrl-C
 
 
 class UserError(Exception):
@@ -49,7 +49,7 @@ def require(condition, text):
 
 
 def verbose():
-    """Return what `fit` shall show: 1, a progress bar, on a screen; 2, a line an epoch, in a file and in IDLE."""
+    """Return what `fit` should show: 1, a progress bar, on a screen; 2, a line an epoch, in a file and in IDLE."""
     if "ipykernel" in sys.modules:
         return 1
     return 1 if sys.stdout.isatty() and "idlelib.run" not in sys.modules else 2
@@ -62,9 +62,11 @@ def one_line(error, length=200):
 
 def cannot_write(path, error):
     """Return the message for an OSError where `path` is written."""
-    hint = " Is it open elsewhere (TensorBoard)?" if os.name == "nt" and isinstance(error, PermissionError) else ""
+    hint = ""
+    if os.name == "nt" and isinstance(error, PermissionError):
+        hint = " Is it open in another program, such as TensorBoard?"
     return (f"{path}: {error.strerror or one_line(error)}.{hint}\n"
-            "What was saved before is intact. Once this is mended, run the same command again.")
+            "Files saved earlier are intact. Solve this, then run the same command again.")
 
 
 def whole(low, high):
@@ -79,5 +81,5 @@ def whole(low, high):
 def name(text):
     """A type for argparse: a name that can be part of a file's name on every system."""
     if not re.fullmatch(r"\w([\w.-]{0,98}[\w-])?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not made of letters, digits, '_', '-' and '.'")
+        raise argparse.ArgumentTypeError(f"{text!r} is not made of letters, digits, '_', and inside also '-' and '.'")
     return text

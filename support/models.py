@@ -1,5 +1,5 @@
 """Model files: what is saved here opens in every TensorFlow from 2.0 on, and what people bring opens here.
-Without it, a file opens only in a Keras like the one that saved it, and cannot be trained further."""
+Without this, a file opens only in a Keras like the one that saved it, and cannot be trained further."""
 import inspect
 import io
 import json
@@ -91,7 +91,7 @@ def find(path):
     if path.exists():
         return
     text = f"There is no model at {path.absolute()}.\nTrain one in a minute or two: python train.py --fast"
-    others = sorted(Path("results").glob("*.h5"))
+    others = [path for path in sorted(Path("results").glob("*.h5")) if not path.name.startswith(("draft-", "part-"))]
     if others:
         text += f"\nOr test one that is here: python test.py {others[-1]}"
     raise UserError(text)
@@ -110,7 +110,7 @@ def load_model(path):
         raise
     except Exception as error:  # whatever h5py, json or Keras make of a corrupt file
         raise UserError(f"{where} cannot be loaded as a Keras model:\n{one_line(error, 300)}\n"
-                        "Is it whole? python train.py makes a new one.") from error
+                        "The file may be incomplete. To make a new one: python train.py") from error
     model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
 
@@ -154,5 +154,5 @@ def in_keras3_words(model):
 def check(model, categories):
     """Raise UserError if the model is not one from images (batch, 32, 32, 3) to an output for each category."""
     if model.input_shape != (None, 32, 32, 3) or model.output_shape != (None, len(categories)):
-        raise UserError(f"This model is not a classifier of 32x32 colour images into {len(categories)} classes:\n"
+        raise UserError(f"This model does not classify 32x32 colour images into {len(categories)} classes:\n"
                         f"its input is {model.input_shape}, its output {model.output_shape}.")

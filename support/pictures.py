@@ -1,5 +1,5 @@
 """Own photographs as the model wants them, the report, and a window where there is a display.
-Without it, the model can only be tried on CIFAR-10, and a picture is lost where there is no display."""
+Without this, the model can only be tried on CIFAR-10, and a picture is lost where there is no display."""
 import sys
 from pathlib import Path
 
@@ -144,7 +144,7 @@ def classify(model_path, paths, categories):
                 seen, image = load_image(file)
             except Exception as error:  # each of Pillow's readers has exceptions of its own
                 reason = getattr(error, "strerror", None) or messages.one_line(error)
-                print(f"{name}: not readable as a picture: {reason}", file=sys.stderr, flush=True)
+                print(f"{name}: cannot be read as a picture: {reason}", file=sys.stderr, flush=True)
                 continue
             names.append(name)
             inputs.append(seen)

@@ -1,5 +1,5 @@
-"""A run is a guest in its process: it asks for the settings it needs, and puts back those that it found.
-Without it, a second run in a notebook or in IDLE works with what the first one left."""
+"""A run is a guest in its process: it sets what it needs, and restores what it found.
+Without this, a second run in a notebook or in IDLE works with what the first one left."""
 import contextlib
 import ctypes
 import logging
@@ -22,8 +22,10 @@ def guest():
         folder()
         at_end.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # of Pillow on odd metadata, and of Matplotlib where there is no display
-        at_end.callback(logging.disable, logging.root.manager.disable)
-        logging.disable(logging.WARNING)  # no advice against HDF5, the tutorial's format, nor on GPUs under Windows
+        for name in "absl", "tensorflow", "pooch":  # no advice against HDF5, the tutorial's format, for example
+            logger = logging.getLogger(name)
+            at_end.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
         yield
 
 
@@ -58,11 +60,12 @@ def streams():
 
 def folder():
     """On Windows, work under the folder's short name, C:\\BUNG~1 for C:\\Übung, whose letters TensorFlow garbles."""
-    long, short = os.getcwd(), ctypes.create_unicode_buffer(1000)  # noqa: PTH109
+    long = str(Path.cwd())
     if os.name != "nt" or long.isascii():
         return
+    short = ctypes.create_unicode_buffer(1000)
     ctypes.windll.kernel32.GetShortPathNameW(long, short, 1000)
-    if not short.value.isascii():
+    if not short.value or not short.value.isascii():
         sys.exit(f"On Windows, TensorFlow cannot write into a folder with letters like those of {long}.\n"
                  "Move this project to a folder such as C:\\cifar10, and run the same command there.")
     at_end.callback(os.chdir, long)

@@ -1,5 +1,5 @@
 """--fast and --augment: the same network learns faster, and more.
-Without it, a good model takes 30 epochs, and 30 epochs end with a model that is no better than that."""
+Without this, a good model takes 30 epochs, and 30 epochs give nothing better."""
 import keras
 import numpy as np
 import tensorflow as tf
@@ -18,7 +18,7 @@ beta_2 = 0.99  # how slowly Adam forgets the size of gradients; its usual 0.999 
 warm_up = 0.25  # part of the run in which the learning rates rise
 gain = 0.4  # size of the initial values; small ones change direction faster
 smoothing = 0.1  # part of each label that is spread over all classes
-weight_decay = 0.05  # part of each weight that is taken off a step, times the learning rate
+weight_decay = 0.05  # part of each weight that every step takes off, times the learning rate
 
 
 def dropout(epochs):
@@ -28,7 +28,7 @@ def dropout(epochs):
 
 class Fast(keras.callbacks.Callback):
     """Give the new model, before its first training, other values, precision, dropout, optimizer and loss, and say so.
-    At the end of the training, all but its weights is as it was. `info` is the tfds.core.DatasetInfo."""
+    After the training, everything but its weights is as before. `info` is the tfds.core.DatasetInfo."""
 
     def __init__(self, model, info, epochs, batch_size):
         super().__init__()
@@ -72,7 +72,7 @@ def whiten_first_layer(model, info):
     """Let the first layer whiten (https://arxiv.org/abs/2404.00498), if it can. Return what to say of it."""
     first = next(layer for layer in model.layers if layer.weights)
     if not isinstance(first, Conv2D) or first.kernel.shape[2] != 3:
-        return " (but no whitening: the first layer is not a convolution of colours)"
+        return " (but no whitening: the first layer is not a convolution of three colours)"
     values = 3 * first.kernel_size[0] * first.kernel_size[1]
     if first.filters > 2 * values:
         return f" (but no whitening: the first layer has more than {2 * values} filters)"

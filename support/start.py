@@ -1,5 +1,5 @@
-"""What must happen before TensorFlow is imported. Without it, TensorFlow writes its log on the console, many CPUs train
-slower, settings that other programs left behind break this one, and a missing package ends in a traceback."""
+"""What must happen before TensorFlow is imported. Without this, TensorFlow writes its log on the console, many CPUs
+train slower, settings that other programs left behind break this one, and a missing package ends in a traceback."""
 import importlib
 import os
 import sys
@@ -52,8 +52,8 @@ os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")  # there are drives with
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever ~/.keras/keras.json says
 os.environ["TF_USE_LEGACY_KERAS"] = "0"  # else TensorBoard asks for Keras 2
 
-# So does Matplotlib, and would end here if the name is wrong. A Jupyter kernel gives every program that it starts its
-# own backend, which draws nothing there.
+# Matplotlib reads MPLBACKEND while it is imported, and a wrong name would stop the program here. A Jupyter kernel
+# passes its own backend to every program that it starts, where it draws nothing.
 in_ipython = "IPython" in sys.modules
 backend = "" if in_ipython or not is_script else os.environ.pop("MPLBACKEND", "")
 try:
@@ -70,7 +70,7 @@ except Exception as error:
     sys.exit(f"A package is {state}: {one_line(error)}\n"
              f"This is Python {sys.version.split()[0]}. With Python 3.10 to 3.13, this installs the packages:"
              "  python -m pip install -r requirements.txt\n"
-             "With uv, no Python is needed:"
+             "With uv, you need not install Python:"
              f"  uv run --python 3.13 --with-requirements requirements.txt {script}")
 finally:
     if backend:

@@ -125,7 +125,7 @@ def test_bad_mirrors_then_a_good_one(server, archive, tmp_path):
     bad = ["dead", "404", "stalls", "cut", "wrong"]
     out, err = load(server, archive, tmp_path, [*bad, "good"])
     assert server.requests == [*bad[1:], "good"]
-    dropped = [line for line in out.split("\n") if line.startswith("Not downloaded from ")]
+    dropped = [line for line in out.split("\n") if line.startswith("Could not download from ")]
     assert len(dropped) == len(bad) and all(f"/{kind}: " in line for kind, line in zip(bad, dropped))
     assert "test images: 50" in out
     assert (tmp_path / "downloads/manual/cifar-10-binary.tar.gz").read_bytes() == archive.read_bytes()

@@ -1,4 +1,4 @@
-"""Whoever changes a line of the pair gets what the line says, and sees the own mistakes."""
+"""Whoever changes a line of the pair gets what the line says, and sees their own mistakes."""
 import re
 import shutil
 import tarfile
@@ -35,7 +35,7 @@ edits = {
     "more filters": ([("Conv2D(128", "Conv2D(256"), ("Conv2D(64", "Conv2D(128"), ("Conv2D(32", "Conv2D(64")],
                      "no whitening: the first layer has more than 54 filters"),
     "separable first": ([("Conv2D(32", "keras.layers.SeparableConv2D(32")],
-                        "no whitening: the first layer is not a convolution of colours"),
+                        "no whitening: the first layer is not a convolution of three colours"),
     "odd filters, no dropout": ([("Conv2D(32", "Conv2D(33"), ("        Dropout(0.25),\n", "")], ""),
 }
 

@@ -90,7 +90,7 @@ def test_bad_model_file(what, small_model, tmp_path, tiny, capsys):
                                            (["L.Conv2D(10, 3)"], (32, 32, 3))])
 def test_another_kind_of_model(layers, shape, tmp_path, capsys):
     path = write_model(tmp_path / "model.h5", *layers, shape=shape)
-    assert "not a classifier of 32x32" in refusal(path, capsys)
+    assert "does not classify 32x32" in refusal(path, capsys)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--image", "photo.png"]])

@@ -299,7 +299,7 @@ def test_any_name_is_printed_and_drawn(folder, photo, tmp_path, file):
     found, err = classify(folder, path, path.with_suffix(".missing"), code=1)
     printed = path.as_posix().encode(errors="backslashreplace").decode()
     assert list(found) == [printed] and picture.exists()
-    assert err == f"{printed[:-4]}.missing: not readable as a picture: No such file or directory\n"
+    assert err == f"{printed[:-4]}.missing: cannot be read as a picture: No such file or directory\n"
 
 
 def test_a_hundred_of_many_pictures_are_drawn(folder, photo, tmp_path):

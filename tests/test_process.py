@@ -29,7 +29,7 @@ import gc, logging, os, pathlib, signal, sys, threading, warnings
 def state():
     numbers = sorted(os.listdir("/proc/self/fd")) if sys.platform == "linux" else []
     return [signal.getsignal(signal.SIGINT), sys.stdout.errors, sys.stdout.line_buffering, os.getcwd(),
-            logging.root.manager.disable, warnings.filters[0], sys.excepthook,
+            logging.getLogger("absl").level, logging.getLogger("tensorflow").level, warnings.filters[0], sys.excepthook,
             [os.readlink(f"/proc/self/fd/{number}") for number in numbers if int(number) <= 2]]
 def settings():
     import keras, matplotlib.pyplot
@@ -225,7 +225,7 @@ def test_two_trainings_of_one_name(tmp_path, tiny):
     first = start("train.py", "--epochs", 50, "--batch-size", 70, cwd=tmp_path, data=tiny)
     assert wait_for(tmp_path / f"results/{name}.checkpoint.npz", first)
     out, err = run("train.py", *in_one_go, cwd=tmp_path, data=tiny, code=1)
-    assert "Another training of this name is running" in message(err) and out == ""
+    assert "Another training with this name is running" in message(err) and out == ""
     run("train.py", *in_one_go, "--name", "other", cwd=tmp_path, data=tiny)
     first.kill()
     out, err = run("train.py", *in_one_go, "--restart", cwd=tmp_path, data=tiny)
