@@ -18,12 +18,16 @@ beta_2 = 0.99  # how slowly Adam forgets the size of gradients; its usual 0.999 
 warm_up = 0.25  # part of the run in which the learning rates rise
 gain = 0.4  # size of the initial values; small ones change direction faster
 smoothing = 0.1  # part of each label that is spread over all classes
-weight_decay = 0.05  # part of each weight that every step takes off, times the learning rate
+weight_decay = 0.1  # part of each weight that every step takes off, times the learning rate
+
+
+hole = 8  # side of the square that --augment takes out of each training image
 
 
 def dropout(epochs):
-    """Return the part of the network's dropout that a run of this length needs: a short one learns nothing by heart."""
-    return min(1, max(0, (epochs - 10) / 20))  # none for 10 epochs, all of it for 30
+    """Return the part of the last layers' dropout that a run of this length needs: a short one learns nothing by heart.
+    The convolutions go without in any run."""
+    return 0.3 * min(1, max(0, (epochs - 10) / 20))
 
 
 class Fast(keras.callbacks.Callback):
@@ -36,20 +40,20 @@ class Fast(keras.callbacks.Callback):
         self.dropouts = [layer for layer in model.layers if isinstance(layer, Dropout)]
         self.rates = [layer.rate for layer in self.dropouts]
         for layer in self.dropouts:
-            layer.rate *= dropout(epochs)
+            layer.rate *= dropout(epochs) * (layer is self.dropouts[-1])
         precision = machine.faster_precision()
         machine.set_precision(model, precision)
         make_orthogonal(model)
         whitened = whiten_first_layer(model, info)
 
-        scale = (batch_size / 64 * min(1, 3 / epochs)) ** 0.5  # smaller batches and longer runs want lower rates
+        scale = (batch_size / 64) ** 0.5 * min(1, 3 / epochs) ** (1 / 3)  # small batches, long runs want lower rates
         steps = epochs * (info.splits["train"].num_examples // batch_size)
         optimizer = Muon(OneCycle(scale * adam_peak, steps), beta_2=beta_2, weight_decay=weight_decay)
         model.compile(loss=smoothed_crossentropy, optimizer=optimizer, metrics=["accuracy"])
         # makes the variables of the metrics; with all of them there, `fit` traces the training step once, not twice
         model.compute_metrics(None, np.zeros(1), np.zeros((1, model.output_shape[-1])))
 
-        without = f"{dropout(epochs):.0%} of the " if dropout(epochs) else "no "
+        without = "less " if dropout(epochs) else "no "
         print(f"Fast recipe: {epochs} epoch{'s' * (epochs > 1)} in {precision}, {without}dropout, smoothed labels,\n"
               f"orthogonal initial values{whitened}; Muon for the convolutions, Adam for the rest;\n"
               f"learning rates rise to {scale * muon_peak:.2g} and {scale * adam_peak:.2g}, then fall to 0")
@@ -142,22 +146,34 @@ class Muon(keras.optimizers.Adam):
 
 
 def augment(ds_train):
-    """Return the training stream with images that are flipped and shifted at random, others in every pass."""
+    """Return the training stream with images that are changed at random, in every pass in another way."""
     seeds = tf.data.Dataset.random().batch(2)
-    return tf.data.Dataset.zip(ds_train, seeds).map(flip_and_shift, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return tf.data.Dataset.zip(ds_train, seeds).map(change, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
-def flip_and_shift(batch, seed):
-    """Flip half of a batch's images, (n, 32, 32, 3), and shift each by up to 2 pixels, as `seed`, two ints, decides."""
+def change(batch, seed):
+    """Flip half of a batch's images, (n, 32, 32, 3), shift each by up to 3 pixels, and take a square out of it
+    (https://arxiv.org/abs/1708.04552), as `seed`, two ints, decides."""
     images, labels = batch
-    last = images.shape[1] - 1
-    flip, down, right = tf.unstack(tf.random.stateless_uniform((3, tf.shape(images)[0], 1), seed))
-    pixels = tf.range(last + 1)
-    columns = tf.where(flip < 0.5, pixels, last - pixels)
-    rows = reflect(pixels + tf.cast(5 * down, tf.int32) - 2, last)
-    columns = reflect(columns + tf.cast(5 * right, tf.int32) - 2, last)
+    size = images.shape[1]
+    count = tf.shape(images)[0]
+    flip, down, right, top, left = tf.unstack(tf.random.stateless_uniform((5, count, 1), seed))
+    pixels = tf.range(size)
+    columns = tf.where(flip < 0.5, pixels, size - 1 - pixels)
+    rows = reflect(pixels + tf.cast(7 * down, tf.int32) - 3, size - 1)
+    columns = reflect(columns + tf.cast(7 * right, tf.int32) - 3, size - 1)
     images = tf.gather(images, rows, axis=1, batch_dims=1)
-    return tf.gather(images, columns, axis=2, batch_dims=1), labels
+    images = tf.gather(images, columns, axis=2, batch_dims=1)
+    in_rows = within(pixels, top)[:, :, None, None]
+    in_columns = within(pixels, left)[:, None, :, None]
+    return tf.where(in_rows & in_columns, 0.45, images), labels  # the images' mean
+
+
+def within(pixels, place):
+    """Return which of the numbers of pixels belong to the hole at each place, float (n, 1) in [0, 1]; a hole at the
+    edge is smaller."""
+    first = tf.cast(place * (len(pixels) + 1), tf.int32) - hole // 2
+    return (pixels >= first) & (pixels < first + hole)
 
 
 def reflect(numbers, last):

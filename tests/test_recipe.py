@@ -29,7 +29,7 @@ def without(*dropped):
     return [option for option in options if option not in dropped]
 
 
-def test_augment_flips_half_of_the_training_images_and_shifts_them(load):
+def test_augment_flips_and_shifts_and_takes_a_square_out(load):
     import keras
 
     from support import recipe
@@ -40,21 +40,25 @@ def test_augment_flips_half_of_the_training_images_and_shifts_them(load):
     keras.utils.set_random_seed(3)
     originals, same_labels = take(load(batch_size=50)[0], 2000)
     assert images.dtype == np.float32 and images.shape == originals.shape and (labels == same_labels).all()
+    out = (images == np.float32(0.45)).all(axis=-1)  # none of the 256 values of a pixel is 0.45
+    assert (out.sum(axis=(1, 2)) <= 64).all() and (out.sum(axis=(1, 2)) >= 16).all()
+    assert (out.sum(axis=(1, 2)) == out.any(axis=1).sum(axis=1) * out.any(axis=2).sum(axis=1)).all(), "no rectangle"
+    assert out.mean(axis=0).min() > 0.005 and out.mean(axis=0).max() < 0.1, "not everywhere"  # 0.06, and less at the edges
     pixels, padded = np.uint8(images * 255 + 0.5), np.pad(np.uint8(originals * 255 + 0.5), (
-        (0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
-    found = np.zeros((2, 5, 5, 2000), bool)  # flipped, shifted down, shifted right
-    for rows, columns in np.ndindex(5, 5):
+        (0, 0), (3, 3), (3, 3), (0, 0)), mode="reflect")
+    found = np.zeros((2, 7, 7, 2000), bool)  # flipped, shifted down, shifted right
+    for rows, columns in np.ndindex(7, 7):
         for flipped, source_images in enumerate((padded, padded[:, :, ::-1])):
             cut = source_images[:, rows:rows + 32, columns:columns + 32]
-            found[flipped, rows, columns] = (cut == pixels).all(axis=(1, 2, 3))
+            found[flipped, rows, columns] = ((cut == pixels).all(axis=-1) | out).all(axis=(1, 2))
     assert (found.sum(axis=(0, 1, 2)) == 1).all(), "an image is something else than flipped and shifted"
     assert (850 < found.sum(axis=(1, 2, 3))).all(), "not half of the images are flipped"  # 1,000, less 6.7 deviations
-    assert (290 < found.sum(axis=(0, 2, 3))).all() and (290 < found.sum(axis=(0, 1, 3))).all()  # 400, less 6
-    assert (10 < found.sum(axis=3)).all(), "a flip and a shift depend on each other"  # 40, less 4.8
-    kinds = found.reshape(50, 2, 1000).argmax(axis=0)
+    assert (190 < found.sum(axis=(0, 2, 3))).all() and (190 < found.sum(axis=(0, 1, 3))).all()  # 286, less 6
+    assert (2 < found.sum(axis=3)).all(), "a flip and a shift depend on each other"  # 20, less 4
+    kinds = found.reshape(98, 2, 1000).argmax(axis=0)
     first, second = (dict(zip(keys(originals[part], labels[part]), kind)) for part, kind in zip(
         (slice(1000), slice(1000, 2000)), kinds))
-    assert sum(first[image] != second[image] for image in first) > 900, "both passes change the images alike"
+    assert sum(first[image] != second[image] for image in first) > 950, "both passes change the images alike"
     keras.utils.set_random_seed(3)
     again = recipe.augment(load(batch_size=50)[0])
     assert np.array_equal(take(again, 1000)[0], images[:1000])
@@ -67,7 +71,7 @@ def test_augment_flips_half_of_the_training_images_and_shifts_them(load):
 def test_both_rates_rise_and_fall_and_tensorboard_shows_them(undisturbed):
     from support import recipe
     found = curves(undisturbed / "logs" / name)
-    scale = (3 / 4) ** 0.5  # longer runs have lower rates
+    scale = (3 / 4) ** (1 / 3)  # longer runs have lower rates
     peaks = {"": scale * recipe.adam_peak, "_muon": scale * recipe.muon_peak}
     for key, peak in ((f"train/epoch_learning_rate{end}", peak) for end, peak in peaks.items()):
         assert [step for step, rate in found[key]] == [0, 1, 2, 3]
@@ -130,7 +134,7 @@ def test_muon_makes_singular_values_about_equal():
 def test_it_says_what_it_does_and_resumes_to_the_same_bytes(half, undisturbed, tiny):
     out, err = run("train.py", *options, cwd=half, data=tiny)
     assert "Resuming after epoch" in out and err == ""
-    assert "Fast recipe: 4 epochs in " in out and "Muon" in out and "rise to 0.0026 and 0.0017" in out
+    assert "Fast recipe: 4 epochs in " in out and "Muon" in out and "rise to 0.0027 and 0.0018" in out
     same_as_undisturbed(half, undisturbed)
 
 
@@ -141,7 +145,7 @@ def test_a_run_is_not_resumed_with_others(half, tiny, others, different):
     before = (half / checkpoint).read_bytes()
     out, err = run("train.py", *others, cwd=half, data=tiny, code=1)
     assert different in message(err) and "--restart" in err
-    assert ("rise to 0.0021 and 0.0014" in out) == (6 in others), "longer runs have lower rates"
+    assert ("rise to 0.0024 and 0.0016" in out) == (6 in others), "longer runs have lower rates"
     assert (half / checkpoint).read_bytes() == before
 
 
