@@ -25,7 +25,9 @@ def answered(main):
         with process.guest():
             try:
                 main()
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SystemError) as error:
+                if not interrupted(error):
+                    raise
                 print(f"\nStopped{progress}.", file=sys.stderr)
                 answer = 130
             except BrokenPipeError:  # `python test.py | head` has read enough
@@ -40,6 +42,13 @@ def answered(main):
         if answer:
             sys.exit(answer)
     return run
+
+
+def interrupted(error):
+    """Return whether an error comes from Ctrl-C: TensorFlow turns a KeyboardInterrupt into a SystemError in places."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def require(condition, text):

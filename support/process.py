@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import keras
+import pooch
 
 at_end = contextlib.ExitStack()  # what the end of the run gives back, however it ends
 
@@ -22,10 +23,9 @@ def guest():
         folder()
         at_end.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # of Pillow on odd metadata, and of Matplotlib where there is no display
-        for name in "absl", "tensorflow", "pooch":  # no advice against HDF5, the tutorial's format, for example
-            logger = logging.getLogger(name)
+        for logger in logging.getLogger("absl"), logging.getLogger("tensorflow"), pooch.get_logger():
             at_end.callback(logger.setLevel, logger.level)
-            logger.setLevel(logging.ERROR)
+            logger.setLevel(logging.ERROR)  # no advice against HDF5, the tutorial's format, for example
         yield
 
 

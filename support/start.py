@@ -6,7 +6,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from support.messages import one_line
+from support.messages import interrupted, one_line
 
 script = Path(sys.argv[0]).name
 is_script = script in ("train.py", "test.py")
@@ -58,14 +58,12 @@ in_ipython = "IPython" in sys.modules
 backend = "" if in_ipython or not is_script else os.environ.pop("MPLBACKEND", "")
 try:
     without_stderr(import_packages)
-except KeyboardInterrupt:
+except BaseException as error:
     if not is_script:
         raise
-    print("\nStopped.", file=sys.stderr)
-    sys.exit(130)
-except Exception as error:
-    if not is_script:
-        raise
+    if interrupted(error):
+        print("\nStopped.", file=sys.stderr)
+        sys.exit(130)
     state = "missing" if isinstance(error, ModuleNotFoundError) else "broken"
     sys.exit(f"A package is {state}: {one_line(error)}\n"
              f"This is Python {sys.version.split()[0]}. With Python 3.10 to 3.13, this installs the packages:"

@@ -3,6 +3,7 @@ import functools
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -97,6 +98,18 @@ def wait_for(path, script, seconds=120, size=0):
         assert time.monotonic() < deadline, f"{path} did not come"
         time.sleep(0.002)
     return True
+
+
+def interrupt(script):
+    """Press Ctrl-C until the script ends, as a user would: TensorFlow loses one in places. Return what it put out."""
+    for _ in range(10):
+        script.send_signal(signal.SIGINT)
+        deadline = time.monotonic() + 10
+        while script.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if script.poll() is not None:
+            break
+    return script.wait(60)
 
 
 def message(err):

@@ -3,7 +3,6 @@ import json
 import random
 import re
 import shutil
-import signal
 import time
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 
 from conftest import (
     checkpoint,
+    interrupt,
     message,
     name,
     options,
@@ -72,10 +72,9 @@ def test_ctrl_c(half, undisturbed, tiny):
             assert wait_for(half / f"results/part-{name}.checkpoint.npz", script)
         else:
             time.sleep(moment)
-        script.send_signal(signal.SIGINT)
-        out, err = script.wait(60)
-        assert script.returncode == 130
-        assert re.fullmatch(r"\nStopped in epoch [34] of 4; the same command resumes\.\n", plain(err))
+        out, err = interrupt(script)
+        assert script.returncode == 130, err
+        assert re.search(r"(?m)^Stopped in epoch [34] of 4; the same command resumes\.$", plain(err))
     run("train.py", *options, cwd=half, data=tiny)
     same_as_undisturbed(half, undisturbed)
 
