@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from support import files, machine, messages, recipe
+from support import files, machine, messages, process, recipe
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -93,6 +93,10 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         messages.progress = f" in epoch {epoch + 1} of {self.options['epochs']}; the same command resumes"
+
+    def on_train_batch_end(self, batch, logs=None):
+        if process.ctrl_c:
+            raise KeyboardInterrupt  # it was lost
 
     def on_epoch_end(self, epoch, logs=None):
         self.history.append({key: float(value) for key, value in logs.items()})

@@ -25,20 +25,22 @@ def answered(main):
         with process.guest():
             try:
                 main()
-            except (KeyboardInterrupt, SystemError) as error:
-                if not interrupted(error):
-                    raise
-                print(f"\nStopped{progress}.", file=sys.stderr)
-                answer = 130
             except BrokenPipeError:  # `python test.py | head` has read enough
                 sys.stdout = None
                 answer = 1
             except UserError as error:
                 answer = f"\n{error}"
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO):
+            except SystemExit:
+                raise
+            except BaseException as error:
+                disk = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO
+                if process.ctrl_c:  # whatever TensorFlow has made of the KeyboardInterrupt
+                    print(f"\nStopped{progress}.", file=sys.stderr)
+                    answer = 130
+                elif isinstance(error, OSError) and error.errno in disk:
+                    answer = "\n" + cannot_write(error.filename or "A file", error)
+                else:
                     raise
-                answer = "\n" + cannot_write(error.filename or "A file", error)
         if answer:
             sys.exit(answer)
     return run

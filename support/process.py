@@ -4,7 +4,9 @@ import contextlib
 import ctypes
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import keras
 import pooch
 
 at_end = contextlib.ExitStack()  # what the end of the run gives back, however it ends
+ctrl_c = False  # whether it was pressed in this run
 
 
 @contextlib.contextmanager
@@ -19,6 +22,7 @@ def guest():
     """Lend a run the settings, streams and folder that it needs."""
     with at_end:
         keras_settings()
+        signals()
         streams()
         folder()
         at_end.enter_context(warnings.catch_warnings())
@@ -38,6 +42,22 @@ def keras_settings():
     config.set_image_data_format("channels_last")
     config.set_floatx("float32")
     config.set_dtype_policy("float32")  # the line before does not change it
+
+
+def signals():
+    """Note that Ctrl-C was pressed, beside raising Python's KeyboardInterrupt: TensorFlow loses it in places, or turns
+    it into another error."""
+    global ctrl_c
+    ctrl_c = False
+
+    def interrupt(number, frame):
+        global ctrl_c
+        ctrl_c = True
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():  # no other can have handlers
+        at_end.callback(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def streams():
