@@ -29,12 +29,12 @@ import gc, logging, os, pathlib, signal, sys, threading, warnings
 def state():
     numbers = sorted(os.listdir("/proc/self/fd")) if sys.platform == "linux" else []
     return [signal.getsignal(signal.SIGINT), sys.stdout.errors, sys.stdout.line_buffering, os.getcwd(),
-            logging.getLogger("absl").level, logging.getLogger("tensorflow").level, warnings.filters[0], sys.excepthook,
+            logging.getLogger("absl").level, logging.getLogger("tensorflow").level,
             [os.readlink(f"/proc/self/fd/{number}") for number in numbers if int(number) <= 2]]
 def settings():
     import keras, matplotlib.pyplot
     return [keras.config.dtype_policy().name, keras.config.floatx(), keras.config.image_data_format(),
-            matplotlib.get_backend(), matplotlib.pyplot.get_fignums()]
+            matplotlib.get_backend(), matplotlib.pyplot.get_fignums(), list(warnings.filters), sys.excepthook]
 """
 
 
