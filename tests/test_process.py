@@ -117,14 +117,14 @@ def test_python_i_is_not_killed_by_a_later_ctrl_c(tmp_path, tiny):
     command = [sys.executable, "-u", "-i", root / "train.py", "--epochs", "1"]
     process = subprocess.Popen(command, cwd=tmp_path, text=True, env=environment(tiny), stdin=subprocess.PIPE,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    process.stdin.write("import time\ntry: print('WAI' + 'TING'); time.sleep(60)\n"
+    process.stdin.write("import time\ntry: print('WAI' + 'TING'); [time.sleep(0.1) for _ in range(600)]\n"
                         "except KeyboardInterrupt: print('INTER' + 'RUPTED')\n\n")
     process.stdin.flush()
     out = ""
     while "WAITING" not in out:
         out += process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    out += process.communicate("print('policy', keras.config.dtype_policy().name)\n", timeout=60)[0]
+    out += process.communicate("print('policy', keras.config.dtype_policy().name)\n", timeout=180)[0]
     assert "INTERRUPTED" in out and "policy float32" in out and "Stopped" not in out
     assert "The model is in" in out
 
