@@ -39,7 +39,8 @@ def write_portable(source, target):
         content = io.BytesIO()  # on a full disk, HDF5 would crash
         with h5py.File(source) as old, h5py.File(content, "w") as new:
             old.copy("model_weights", new)
-            new.attrs.update(old.attrs)
+            for key in "backend", "keras_version":
+                new.attrs[key] = old.attrs[key]
             new.attrs["model_config"] = json.dumps(description).encode()  # TensorFlow 2.0 wants bytes
             new.attrs["training_config"] = json.dumps(settings).encode()
         target.write_bytes(content.getbuffer())
