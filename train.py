@@ -1,19 +1,18 @@
 """Train the tutorial's three-block CNN on CIFAR-10: python train.py --help
-The lines that name a file of support/ make it dependable.
-Without them, this is the tutorial."""
+Each line that names a file of support/ adds a safeguard or an option.
+The other lines are the tutorial."""
 from support import start  # noqa: F401, I001 (first: it prepares the import of TensorFlow)
 
 import argparse
 from pathlib import Path
 
-import keras
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from keras.callbacks import TensorBoard
 from keras.layers import Activation, Conv2D, Dense, Dropout, Flatten, Input, MaxPooling2D
 from keras.models import Sequential
 
-from support import download, files, logs, machine, messages, recipe
+from support import download, files, logs, machine, messages, process, recipe
 from support.checkpoint import Checkpoint
 
 # hyper-parameters
@@ -26,15 +25,15 @@ epochs = 30
 
 # the data set's name in TensorFlow Datasets
 dataset = "cifar10"
-# names results/NAME.h5 and logs/NAME
+# the model is saved as results/cifar10-model-v1.h5, its logs are in logs/cifar10-model-v1
 model_name = "cifar10-model-v1"
 
 
 def load_data(batch_size=batch_size):
     """Load the data set in batches of images, float32 (batch, 32, 32, 3) in [0, 1], and labels, int64 (batch,).
     Raises messages.UserError if the data set is not there and cannot be downloaded, or if it is damaged.
-    Returns ds_train, an endless stream that is shuffled anew in every pass; ds_test, all test images once, in their
-    own order, with a smaller last batch; and info, the tfds.core.DatasetInfo."""
+    Returns ds_train, an endless stream that is reshuffled for every pass; ds_test, all test images once, in a fixed
+    order, with a smaller last batch; and info, the tfds.core.DatasetInfo."""
     def preprocess_image(image, label):
         # uint8 0..255 -> float32 0..1
         image = tf.image.convert_image_dtype(image, tf.float32)
@@ -105,13 +104,12 @@ def create_model(input_shape):
 def main():
     args = parse_args()
     files.claim(args.name)  # fails now, not after the training, if results/ or logs/ cannot be written
-    if args.seed is not None:
-        keras.utils.set_random_seed(args.seed)
+    process.set_random_seed(args.seed)
 
     # load the data
     ds_train, ds_test, info = load_data(args.batch_size)
-    steps_per_epoch = info.splits["train"].num_examples // args.batch_size
-    messages.require(steps_per_epoch, f"--batch-size {args.batch_size} is more than there are training images.")
+    steps_per_epoch = info.splits["train"].num_examples // args.batch_size  # 781
+    messages.require(steps_per_epoch, f"--batch-size {args.batch_size} is larger than the number of training images.")
     if args.augment:
         ds_train = recipe.augment(ds_train)
 
@@ -119,31 +117,33 @@ def main():
     print(f"Training on: {machine.device_name()}")
     model = create_model(input_shape=info.features["image"].shape)
 
-    # some callbacks: TensorBoard, and what it leaves out
+    # some callbacks
     logdir = Path("logs", args.name)
-    callbacks = [TensorBoard(log_dir=logdir)]
-    callbacks.append(logs.Details(logdir, args))
+    tensorboard = TensorBoard(log_dir=logdir)
+    callbacks = [tensorboard]
+    callbacks.append(logs.Details(logdir, args))  # what TensorBoard leaves out
     if args.fast:
         callbacks.append(recipe.Fast(model, info, args.epochs, args.batch_size))
 
     # make sure that the results folder exists
     Path("results").mkdir(exist_ok=True)
 
-    # resume an interrupted run, and skip the images that it has seen
+    # resume an interrupted run
     checkpoint = Checkpoint(args, loggers=callbacks)
     callbacks.append(checkpoint)
     initial_epoch = checkpoint.resume(model)
-    ds_train = ds_train.skip(initial_epoch * steps_per_epoch)
+    if args.seed is not None:  # the order of the images is then that of an uninterrupted run
+        ds_train = ds_train.skip(initial_epoch * steps_per_epoch)
 
     # train the model
     model.fit(
         ds_train,
         epochs=args.epochs,
-        initial_epoch=initial_epoch,
-        steps_per_epoch=steps_per_epoch,
         validation_data=ds_test,  # without validation_steps: all of it, once
         verbose=messages.verbose(),  # 1, a progress bar, where there is a screen
+        steps_per_epoch=steps_per_epoch,
         callbacks=callbacks,
+        initial_epoch=initial_epoch,
     )
 
     # save the model
@@ -160,12 +160,12 @@ def parse_args():
     )
     parser.add_argument(
         "--augment", action="store_true",
-        help="randomly flip and shift the training images; use it for long runs",
+        help="randomly flip and shift the training images and blank out a square in each; for long runs",
     )
     parser.add_argument(
         "--epochs", metavar="N",
         type=messages.whole(1, 10_000),
-        help=f"passes over the training images (default: {epochs}; --fast has its own)",
+        help=f"passes over the training images (default: {epochs}; with --fast: {recipe.fast_epochs})",
     )
     parser.add_argument(
         "--batch-size", metavar="N", default=batch_size,
@@ -182,7 +182,7 @@ def parse_args():
         type=messages.name,
         help="name of the run, for results/NAME.h5 and logs/NAME (default: %(default)s)",
     )
-    parser.add_argument("--restart", action="store_true", help="discard an unfinished run of this name")
+    parser.add_argument("--restart", action="store_true", help="discard an unfinished run with this name")
     args = parser.parse_args()
     if args.fast and args.epochs is None:
         args.epochs = recipe.fast_epochs

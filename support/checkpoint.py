@@ -15,29 +15,33 @@ from support import files, machine, messages, process, recipe
 class Checkpoint(keras.callbacks.Callback):
     """Save the whole state of training after every epoch, and resume from it. It is one file,
     results/NAME.checkpoint.npz, so that a kill can never separate its parts; keras.callbacks.BackupAndRestore has two,
-    without options and history. The checkpoint before is kept in case this one gets corrupt.
-    `args` has the options of the command line; `loggers` are the other callbacks of `fit`."""
+    without options and history. The previous checkpoint is kept in case this one is damaged.
+    `args` has the options of the command line; `loggers` are the other callbacks, as they are before this one is
+    appended to them."""
 
     def __init__(self, args, loggers):
         super().__init__()
         self.loggers = list(loggers)
         self.options = options(args)
-        self.name, self.restart = args.name, args.restart
+        self.name = args.name
+        self.restart = args.restart
         self.path, self.previous = files.checkpoint_files(args.name)
-        self.history = []  # of each finished epoch, a dict of its metrics
+        self.history = []  # for each finished epoch, a dict of its metrics
 
     def resume(self, model):
         """Put the checkpoint, if there is one, into the compiled model. Return the number of finished epochs.
+        Where nothing is resumed, an earlier run with this name is kept under another one.
         Raises messages.UserError if the interrupted run had other options or another network."""
         self.options["network"] = fingerprint(model)
-        self.options["precision"] = machine.precision(model)
+        self.options["precision"] = model.dtype_policy.name
         model.optimizer.build(model.trainable_variables)
         self.variables = model.variables + model.optimizer.variables
         unfinished = self.path.exists() or self.previous.exists()
         saved = None if self.restart else self.read()
         if saved and saved["history"]:
             self.check(saved["options"])
-            self.options, self.history = saved["options"], saved["history"]
+            self.options["precision"] = saved["options"]["precision"]
+            self.history = saved["history"]
             machine.set_precision(model, self.options["precision"])
             for variable, value in zip(self.variables, saved["values"]):
                 variable.assign(value)
@@ -45,7 +49,7 @@ class Checkpoint(keras.callbacks.Callback):
         logdir = Path("logs", self.name)
         if not unfinished:
             files.keep_earlier_run(self.name)
-        for part in "train", "validation":  # of an unfinished run; on_train_begin logs its epochs again
+        for part in "train", "validation":  # left by an unfinished run; on_train_begin logs its epochs again
             shutil.rmtree(logdir / part, ignore_errors=True)
         if not self.history:
             files.write_atomically(self.path, self.write)  # without an epoch: the sign that these logs are unfinished
@@ -71,19 +75,22 @@ class Checkpoint(keras.callbacks.Callback):
         return None
 
     def check(self, saved):
-        """Raise messages.UserError if the options of the interrupted run are not those of this one."""
+        """Raise messages.UserError if the options of the interrupted run are not those of this one.
+        The precision may differ: it goes on with that of the checkpoint. So may the number of epochs, if it is higher
+        and the learning rate does not depend on it."""
         now = self.options
-        if now["recipe"] == "tutorial" and now["epochs"] > saved["epochs"]:
-            saved["epochs"] = now["epochs"]  # more are fine where the learning rate does not depend on them
-        other = [f"{key} {saved.get(key)}, not {now[key]}" for key in now
-                 if saved.get(key) != now[key] and key != "precision"]  # the precision is that of the checkpoint
+        other = []
+        for key in now:
+            more_epochs = key == "epochs" and now["recipe"] == "tutorial" and now["epochs"] > saved["epochs"]
+            if saved.get(key) != now[key] and key != "precision" and not more_epochs:
+                other.append(f"{key} {saved.get(key)}, not {now[key]}")
         if other:
             raise messages.UserError(f"{self.path} belongs to an unfinished run with {'; '.join(other)}.\n"
                                      "To resume it, use the same options; to discard it, add --restart;\n"
                                      "to keep it, choose another --name.")
 
     def on_train_begin(self, logs=None):
-        """Log the finished epochs again: the logs then have each epoch once, whenever the run was killed."""
+        """Log the finished epochs again: the logs then have each epoch once, no matter when the run was killed."""
         steps = self.model.optimizer.iterations
         done = int(steps)
         for epoch, metrics in enumerate(self.history):
@@ -92,25 +99,27 @@ class Checkpoint(keras.callbacks.Callback):
                 logger.on_epoch_end(epoch, dict(metrics))
 
     def on_epoch_begin(self, epoch, logs=None):
-        messages.progress = f" in epoch {epoch + 1} of {self.options['epochs']}; the same command resumes"
+        messages.progress = f" in epoch {epoch + 1} of {self.options['epochs']}; to resume, {messages.again()}"
 
     def on_train_batch_end(self, batch, logs=None):
         if process.ctrl_c:
-            raise KeyboardInterrupt  # it was lost
+            raise KeyboardInterrupt  # TensorFlow lost the first one
 
     def on_epoch_end(self, epoch, logs=None):
         self.history.append({key: float(value) for key, value in logs.items()})
         files.write_atomically(self.path, self.write, self.previous if epoch else None)
 
     def write(self, path):
-        arrays = io.BytesIO()  # on a full disk, NumPy would print a traceback of zipfile's when it writes to the file
-        np.savez(arrays, *[variable.numpy() for variable in self.variables if self.history],
-                 options=json.dumps(self.options), history=json.dumps(self.history))
-        path.write_bytes(arrays.getbuffer())
+        values = []
+        if self.history:
+            values = [variable.numpy() for variable in self.variables]
+        content = io.BytesIO()  # on a full disk, NumPy would print a traceback if it wrote to the file itself
+        np.savez(content, *values, options=json.dumps(self.options), history=json.dumps(self.history))
+        path.write_bytes(content.getbuffer())
 
 
 def options(args):
-    """Return what makes a run what it is, and must be the same when it resumes, from the options `args`."""
+    """Return the options in `args` that define a run, and that must be the same when it resumes."""
     return {"epochs": args.epochs, "batch size": args.batch_size, "seed": args.seed, "augment": args.augment,
             "recipe": recipe.name if args.fast else "tutorial"}
 
@@ -121,6 +130,6 @@ def fingerprint(model):
         return {key: value for key, value in config.items() if key not in ("name", "dtype")}
 
     config = json.dumps(model.get_config(), default=lambda value: type(value).__name__)
-    config = json.loads(config, object_hook=without_names)  # layers are numbered through, in every process anew
+    config = json.loads(config, object_hook=without_names)  # Keras numbers the layers of all models in a process
     config["optimizer"] = type(model.optimizer).__name__
     return hashlib.sha256(json.dumps(config).encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""The data set: whole, or a message that says why not; CIFAR-10 from the first mirror that has the very same bytes.
+"""Get the complete data set, or say why that failed. CIFAR-10 comes from the first mirror that has the same bytes.
 Without this, TFDS asks one server, which gives 55 to 85 kB/s (pytorch/vision issue 9536): up to an hour for 162 MiB."""
 import os
 import random
@@ -19,6 +19,7 @@ mirrors = [
 ]
 archive_sha256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"  # as registered in TFDS
 move_it = "Move it elsewhere, or set TFDS_DATA_DIR to another folder, and run the same command again."
+delete_it = "Delete this folder and run the same command again. The data set will then be prepared anew."
 
 
 def prepare(name):
@@ -29,7 +30,7 @@ def prepare(name):
     try:
         builder = tfds.builder(name)
     except tfds.core.DatasetNotFoundError:
-        raise  # of a misspelt name
+        raise  # a misspelt name is a mistake in the code
     except Exception as error:  # json, protobuf and file errors
         raise UserError(f"The description of {name} in your TensorFlow Datasets folder cannot be read:\n"
                         f"{one_line(error)}\n" + move_it) from error
@@ -55,55 +56,55 @@ def check(split, folder):
         found = int(records.reduce(0, lambda count, batch: count + tf.size(batch)))
     except tf.errors.DataLossError as error:
         raise UserError(f"{folder} is damaged: {one_line(error.message)}\n"
-                        "Delete this folder and run the same command again. It will be prepared again.") from error
+                        + delete_it) from error
     except tf.errors.OpError as error:  # a missing file, permissions
         raise UserError(f"{folder} cannot be read:\n{one_line(error.message)}\n" + move_it) from error
     if found != split.num_examples:
         raise UserError(f"{folder} is damaged: {split.name} has {found} instead of {split.num_examples} images.\n"
-                        "Delete this folder and run the same command again. It will be prepared again.")
+                        + delete_it)
 
 
 def download(builder, folder):
     """Download the data set of the tfds.core.DatasetBuilder and prepare it in `folder`, a Path."""
     downloads = folder.parents[1] / "downloads"
-    state = random.getstate()  # TFDS draws from it; the same seed is to give the same model after a download, too
+    state = random.getstate()  # TFDS uses up random numbers; the same seed must give the same model after a download
     try:
         downloads.mkdir(parents=True, exist_ok=True)
         size = sum(info.size for info in builder.url_infos.values()) / 2**20
-        print(f"Downloading {builder.name} ({size:.0f} MiB) to {downloads}\n"
+        print(f"Getting {builder.name} ({size:.0f} MiB) into {downloads}\n"
               f"and preparing it in {folder}. This happens only once.")
         if builder.name == "cifar10":
             fetch_archive(downloads / "manual" / "cifar-10-binary.tar.gz", next(iter(builder.url_infos)))
         builder.download_and_prepare()
     except UserError:
         raise
-    except OSError as error:
-        raise UserError(cannot_write(error.filename or folder, error)) from error
     except Exception as error:  # TFDS raises many kinds
+        if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
+            raise UserError(cannot_write(error.filename or folder, error)) from error
         raise UserError(f"{builder.name} could not be downloaded and prepared: {one_line(error)}\n"
                         "Try again later.") from error
-    finally:  # after Ctrl-C, too, and for an earlier run that was killed
+    finally:  # after Ctrl-C, too; and what an earlier run left that was killed
         random.setstate(state)
         delete_incomplete(folder.parent, downloads)
 
 
 def fetch_archive(archive, original):
     """Download CIFAR-10 to the Path `archive`, if it is not there: from a mirror, or else from the URL `original`."""
-    if archive.exists() and pooch.file_hash(archive) != archive_sha256:
-        raise UserError(f"{archive} is not the archive of CIFAR-10:\n"
-                        f"its SHA-256 should be {archive_sha256}. Replace it, or delete it.")
     if archive.exists():
+        if pooch.file_hash(archive) != archive_sha256:
+            raise UserError(f"{archive} is not the archive of CIFAR-10:\n"
+                            f"its SHA-256 should be {archive_sha256}. Replace it, or delete it.")
         return
     archive.parent.mkdir(exist_ok=True)
     incomplete = archive.parents[1] / "incomplete.cifar10"  # a kill leaves it, and delete_incomplete deletes it
     for url in [*mirrors, original]:
         try:
             with tqdm(total=1, unit="B", unit_scale=True, ncols=79, delay=0.5) as bar:  # pooch asks for the real total
-                get = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, timeout=(3, 10))  # s until it gives up
+                get = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, timeout=(3, 10))  # seconds
                 pooch.retrieve(url, archive_sha256, archive.name, incomplete, downloader=get)
             (incomplete / archive.name).replace(archive)
             return
-        except (requests.RequestException, ValueError) as error:  # ValueError: of another hash
+        except (requests.RequestException, ValueError) as error:  # ValueError: the hash is different
             reason = "no connection" if isinstance(error, requests.ConnectionError) else one_line(error, 80)
             print(f"Could not download from {url}: {reason}")
     raise UserError("CIFAR-10 could not be downloaded. Try again later, or put cifar-10-binary.tar.gz\n"

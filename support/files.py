@@ -1,10 +1,11 @@
-"""Files: never half written, never written over an earlier run, never trusted blindly. Without this, a crash or a full
-disk costs the old file as well as the new one."""
+"""Files are never half written, and never overwrite an earlier run.
+Without this, a crash or a full disk costs the old file as well as the new one."""
 import contextlib
 import os
 import shutil
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -19,18 +20,19 @@ else:
 
 
 def model_file(name):
-    """Return the Path of the model of the run of this name; those of its other files follow from it."""
+    """Return the Path of the model of the run with this name. The paths of its other files follow from it."""
     return Path("results", f"{name}.h5")
 
 
 def checkpoint_files(name):
-    """Return the Paths of its checkpoint and of the one before."""
+    """Return the Paths of the checkpoint of the run with this name, and of the previous one."""
     path = model_file(name).with_suffix(".checkpoint.npz")
     return path, path.with_name("previous-" + path.name)
 
 
 def claim(name):
-    """Make the folders of the run of this name. Raise UserError now if its files cannot be written."""
+    """Make the folders of the run with this name, and lock it until its end. Raise UserError now if its files cannot be
+    written, or if another process is training with this name."""
     for folder in Path("results"), Path("logs", name):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +46,7 @@ def claim(name):
 
 @contextlib.contextmanager
 def locked(path):
-    """Hold a lock on a file, made for that, at `path`; the system takes it back from a crashed process, too.
+    """Create a file at `path` and hold a lock on it. The system releases the lock even if the process crashes.
     Raises UserError if another process has it."""
     with path.open("ab") as file:
         try:
@@ -52,8 +54,8 @@ def locked(path):
                 msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
             else:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:  # of POSIX, of Windows
-            raise UserError(f"Another training with this name is running (it holds {path}).\n"
+        except (BlockingIOError, PermissionError) as error:  # on POSIX, on Windows
+            raise UserError(f"Another training run with this name is in progress (it holds {path}).\n"
                             "Wait until it ends, or choose another --name.") from error
         except OSError:  # a drive without locks
             pass
@@ -66,32 +68,36 @@ def locked(path):
 
 def write_atomically(path, write, previous=None):
     """Call write(temporary path), then rename: `path` is always the whole old file or the whole new one.
-    That holds after a crash and on a full disk, which raises UserError. `previous` is where to keep the old file."""
+    That holds after a crash and on a full disk, which raises UserError. `previous` is where to keep the old file; then
+    there may be no file at `path` for a moment."""
     part = path.with_name("part-" + path.name)
     try:
         write(part)
         with part.open("rb+") as file:
             os.fsync(file.fileno())  # without it, a power cut after the rename can leave an empty file
-        for seconds in 0.1, 0.5, 2, None:
-            try:
-                if previous and path.exists():
-                    path.replace(previous)
-                part.replace(path)
-                break
-            except PermissionError:  # on Windows, a virus scanner, for example, may have it open for a moment
-                if seconds is None:
-                    raise
-                time.sleep(seconds)
+        if previous and path.exists():
+            rename(path, previous)
+        rename(part, path)
     except OSError as error:
         raise UserError(cannot_write(path, error)) from error
     finally:
         part.unlink(missing_ok=True)
 
 
+def rename(old, new):
+    """Rename a file, over another one if need be. On Windows, a virus scanner may have it open for a moment."""
+    for seconds in 0.1, 0.5, 2:
+        try:
+            return old.replace(new)
+        except PermissionError:
+            time.sleep(seconds)
+    return old.replace(new)
+
+
 @contextlib.contextmanager
 def saving(model, path):
-    """Give `with` a path where to save the model; then put that file, HDF5 in its portable form, at `path`.
-    Raises UserError on a full disk; the checkpoint is then still there."""
+    """Give `with` a path to save the model to; then move that file to `path`, in its portable form if it is HDF5. The
+    checkpoint is no longer needed then. Raises UserError on a full disk; the checkpoint is then still there."""
     draft = path.with_name("draft-" + path.name)
     try:
         draft.write_bytes(bytes(3 * 4 * model.count_params() + 1_000_000))  # on a full disk, HDF5 would crash
@@ -102,9 +108,9 @@ def saving(model, path):
         write_atomically(path, lambda part: finish(draft, part))
     finally:
         draft.unlink(missing_ok=True)
-    for file in checkpoint_files(path.stem):
+    for file in reversed(checkpoint_files(path.stem)):  # after a kill here, the previous one alone would be resumed
         file.unlink(missing_ok=True)
-    print(f"The model is in {path}, its curves are in {path.with_suffix('.png')}\n"
+    print(f"The model is in {path}, and its curves are in {path.with_suffix('.png')}\n"
           f"Next: python test.py {path}\n"
           "and:  tensorboard --logdir=logs")
 
@@ -118,12 +124,13 @@ def finish(draft, part):
             raise
         shutil.copy(draft, part)  # it is in another format
     except Exception as error:  # the network or its settings are unusual
-        print(f"The model is saved as Keras 3 does it; older versions may not open it ({one_line(error, 80)}).")
+        print(f"The model is saved in Keras 3's own form. Older versions may not open it ({one_line(error, 80)}).")
         shutil.copy(draft, part)
 
 
 def keep_earlier_run(name):
-    """Add the date to the names of an earlier run's files. The model is copied, to be there until the new one is."""
+    """Add the date to the names of an earlier run's files. The model is copied: the old one stays until the new one is
+    saved."""
     model, logs = model_file(name), Path("logs", name)
     curves = model.with_suffix(".png")
     written = [path.stat().st_mtime for path in [model, *logs.rglob("*")] if path.is_file()]
@@ -133,7 +140,7 @@ def keep_earlier_run(name):
     for old in model, curves:
         copy = old.with_name(dated + old.suffix)
         if old.exists() and not copy.exists():
-            write_atomically(copy, lambda part, old=old: shutil.copy2(old, part))
+            write_atomically(copy, partial(shutil.copyfile, old))
     if not logs.with_name(dated).exists():
         try:
             logs.rename(logs.with_name(dated))

@@ -9,7 +9,7 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 from tensorboard.plugins.hparams import api as hparams
 
-from support import checkpoint, files, machine
+from support import checkpoint, files
 from support.messages import one_line
 
 
@@ -22,7 +22,7 @@ class Details(keras.callbacks.CSVLogger):
         self.logdir = logdir
         self.options = checkpoint.options(args)
         self.curves = files.model_file(args.name).with_suffix(".png")
-        self.history = []  # of each epoch, a dict of its metrics
+        self.history = []  # for each epoch, a dict of its metrics
 
     def set_model(self, model):
         super().set_model(model)
@@ -30,9 +30,9 @@ class Details(keras.callbacks.CSVLogger):
         forward_pass = tf.function(model).get_concrete_function(tf.TensorSpec((None, *model.input_shape[1:])))
         with self.train_writer.as_default():
             tf.summary.graph(forward_pass.graph)
-        options = {**self.options, "seed": str(self.options["seed"]), "precision": machine.precision(model)}
-        row = time.strftime(f"{self.logdir.name} %Y-%m-%d %H:%M:%S")
-        with tf.summary.create_file_writer(str(self.logdir / "validation")).as_default():  # beside what is compared
+        options = {**self.options, "seed": str(self.options["seed"]), "precision": model.dtype_policy.name}
+        row = f"{self.logdir.name} {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        with tf.summary.create_file_writer(str(self.logdir / "validation")).as_default():  # next to what is compared
             hparams.hparams(options, trial_id=row)
 
     def on_epoch_end(self, epoch, logs=None):
@@ -55,7 +55,9 @@ class Details(keras.callbacks.CSVLogger):
 def muon_rate(optimizer):
     """Return Muon's current learning rate, or None if the optimizer is another one."""
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # in float16, Keras wraps it
-    return float(optimizer.learning_rate) * optimizer.muon_share if hasattr(optimizer, "muon_share") else None
+    if not hasattr(optimizer, "muon_share"):
+        return None
+    return float(optimizer.learning_rate) * optimizer.muon_share
 
 
 def plot_curves(history, path):

@@ -10,7 +10,9 @@ def device_name():
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
-    return "CPU (TensorFlow uses a GPU in WSL2, but not on Windows itself)" if os.name == "nt" else "CPU"
+    if os.name == "nt":
+        return "CPU (TensorFlow uses a GPU in WSL2, but not on Windows itself)"
+    return "CPU"
 
 
 def faster_precision():
@@ -18,7 +20,8 @@ def faster_precision():
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:  # https://www.tensorflow.org/guide/mixed_precision says which ones are faster
         details = tf.config.experimental.get_device_details(gpus[0])
-        return "mixed_float16" if details.get("compute_capability", (0, 0)) >= (7, 0) else "float32"
+        modern = details.get("compute_capability", (0, 0)) >= (7, 0)
+        return "mixed_float16" if modern else "float32"
     try:  # no library tells whether a CPU has instructions for bfloat16; without them, it is slower
         measured = [(seconds("float32"), seconds("bfloat16")) for _ in range(50)]  # in turns: others may be running
     except tf.errors.OpError:  # oneDNN has no such convolution for this CPU
@@ -35,14 +38,9 @@ def seconds(dtype):
     return timeit(lambda: tf.nn.conv2d(images, kernel, 1, "SAME"), number=1)
 
 
-def precision(model):
-    """Return the name of the Keras policy that the model's layers compute with."""
-    return model.dtype_policy.name
-
-
 def set_precision(model, policy):
     """Let the model compute with this Keras policy. Its weights stay float32, and so does the last layer, since 16
-    bits are too few for the loss. No other model is changed."""
+    bits are too few for the loss. Other models stay as they are."""
     *layers, last = model.layers
     for layer in [model, *layers]:
         layer.dtype_policy = policy

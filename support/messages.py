@@ -1,5 +1,5 @@
-"""What a user can cause is answered in a few lines and an exit code: 1 a failure, 2 a bad command line, 130 Ctrl-C.
-Without this, a misspelt option, a full disk or Ctrl-C ends in a traceback. A mistake in the code keeps its own."""
+"""An error that the user can cause ends in a few lines and an exit code: 1 for a failure, 2 for a bad command line, 130
+for Ctrl-C. Without this, a failed download or Ctrl-C ends in a traceback. A mistake in the code keeps its traceback."""
 import argparse
 import errno
 import functools
@@ -25,25 +25,29 @@ def answered(main):
         with process.guest():
             try:
                 main()
-            except BrokenPipeError:  # `python test.py | head` has read enough
-                sys.stdout = None
-                answer = 1
-            except UserError as error:
-                answer = f"\n{error}"
-            except SystemExit:
-                raise
             except BaseException as error:
-                disk = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO
-                if process.ctrl_c:  # whatever TensorFlow has made of the KeyboardInterrupt
-                    print(f"\nStopped{progress}.", file=sys.stderr)
-                    answer = 130
-                elif isinstance(error, OSError) and error.errno in disk:
-                    answer = "\n" + cannot_write(error.filename or "A file", error)
-                else:
+                answer = answer_to(error, process.ctrl_c)
+                if answer is None:
                     raise
         if answer:
             sys.exit(answer)
     return run
+
+
+def answer_to(error, ctrl_c):
+    """Return what to give to sys.exit() for an error, a text or an exit code; None if it is a mistake in the code."""
+    if ctrl_c:  # whatever TensorFlow has made of the KeyboardInterrupt
+        print(f"\nStopped{progress}.", file=sys.stderr)
+        return 130
+    if isinstance(error, UserError):
+        return f"\n{error}"
+    if isinstance(error, BrokenPipeError):  # `python test.py | head` has read enough
+        sys.stdout = None
+        return 1
+    disk = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO
+    if isinstance(error, OSError) and error.errno in disk:
+        return "\n" + cannot_write(error.filename or "A file", error)
+    return None
 
 
 def interrupted(error):
@@ -60,10 +64,16 @@ def require(condition, text):
 
 
 def verbose():
-    """Return what `fit` should show: 1, a progress bar, on a screen; 2, a line an epoch, in a file and in IDLE."""
+    """Return what `fit` should show: 1, a progress bar, on a screen; 2, a line per epoch, in a file and in IDLE."""
     if "ipykernel" in sys.modules:
         return 1
     return 1 if sys.stdout.isatty() and "idlelib.run" not in sys.modules else 2
+
+
+def again():
+    """Return how to go on: with --restart, the same command would discard what is finished."""
+    without = " without --restart" if "--restart" in sys.argv else ""
+    return f"run the same command again{without}"
 
 
 def one_line(error, length=200):
@@ -77,7 +87,7 @@ def cannot_write(path, error):
     if os.name == "nt" and isinstance(error, PermissionError):
         hint = " Is it open in another program, such as TensorBoard?"
     return (f"{path}: {error.strerror or one_line(error)}.{hint}\n"
-            "Files saved earlier are intact. Solve this, then run the same command again.")
+            f"Files saved earlier are intact. Fix this, then {again()}.")
 
 
 def whole(low, high):
@@ -92,5 +102,13 @@ def whole(low, high):
 def name(text):
     """A type for argparse: a name that can be part of a file's name on every system."""
     if not re.fullmatch(r"\w([\w.-]{0,98}[\w-])?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not made of letters, digits, '_', and inside also '-' and '.'")
+        raise argparse.ArgumentTypeError(f"{text!r} is not made of up to 100 letters, digits, '_', '-' and '.', "
+                                         "without '-' or '.' at the beginning and '.' at the end")
+    return text
+
+
+def picture(text):
+    """A type for argparse: the file of a picture. A model after --image would be taken for one."""
+    if text.endswith((".h5", ".keras")):
+        raise argparse.ArgumentTypeError(f"{text} is a model; write it before --image")
     return text

@@ -12,13 +12,18 @@ import keras
 
 from support.messages import UserError, one_line
 
-defaults = ("data_format", "channels_last"), ("ragged", False), ("rms_scaling", False), ("sparse", False)  # and more
+defaults = [  # settings that no signature shows, with their default values
+    ("data_format", "channels_last"),
+    ("ragged", False),
+    ("rms_scaling", False),
+    ("sparse", False),
+]
 
 
 def write_portable(source, target):
     """Write the HDF5 model in `source` to `target`, two Paths: the same weights, without the optimizer's state, which
-    Keras cannot read again; described in words that Keras 2 (TensorFlow 2.0 to 2.15) and Keras 3 share, or, if Keras
-    does not understand them (some layers are new), in those of Keras 3."""
+    Keras cannot read again; described in the words that Keras 2 (TensorFlow 2.0 to 2.15) and Keras 3 share, or, if
+    Keras does not understand them (some layers are new), in those of Keras 3."""
     with h5py.File(source) as file:
         model = json.loads(file.attrs["model_config"])
         training = json.loads(file.attrs["training_config"])
@@ -33,7 +38,7 @@ def write_portable(source, target):
         "weighted_metrics": None,
         "sample_weight_mode": None,
     }
-    if training["loss"] == "sparse_categorical_crossentropy":  # by the word "accuracy", Keras 2 would count another one
+    if training["loss"] == "sparse_categorical_crossentropy":  # for "accuracy", Keras 2 would choose another metric
         settings["metrics"] = [{"class_name": "SparseCategoricalAccuracy", "config": {"name": "accuracy"}}]
     for description in in_keras2_words(model), without_new_nulls(model):
         content = io.BytesIO()  # on a full disk, HDF5 would crash
@@ -57,15 +62,16 @@ def as_json(path):
 
 
 def in_keras2_words(said):
-    """Return the description of a model, or a part of one, without all that is at its default: that is nearly all that
-    an older Keras has not heard of."""
+    """Return the description of a model, or a part of one, without the settings that have their default values: nearly
+    all settings that an older Keras does not know are among them."""
     if isinstance(said, list):
         return [in_keras2_words(part) for part in said]
     if not isinstance(said, dict) or "config" not in said:
         return said
     if said["class_name"] == "DTypePolicy":
         return said["config"]["name"]
-    module = getattr(keras, (said.get("module") or "keras.layers").split(".")[-1], keras.layers)
+    module = said.get("module") or "keras.layers"
+    module = getattr(keras, module.split(".")[-1], keras.layers)
     made_by = getattr(module, said["class_name"], keras.Layer)
     known = inspect.signature(made_by).parameters
     config = {}
@@ -78,7 +84,8 @@ def in_keras2_words(said):
 
 
 def without_new_nulls(said):
-    """Return the description as Keras 3 has it, but for three settings that Keras 3.3 to 3.14 refuse as null."""
+    """Return the description as Keras 3 has it, without three settings where they are null: Keras 3.3 to 3.14 refuse
+    them."""
     if isinstance(said, list):
         return [without_new_nulls(part) for part in said]
     if not isinstance(said, dict):
@@ -88,19 +95,19 @@ def without_new_nulls(said):
 
 
 def find(path):
-    """Raise UserError, which says both ways on, if there is no model at the Path."""
+    """Raise UserError if there is no model at the Path `path`; it says what to do next."""
     if path.exists():
         return
     text = f"There is no model at {path.absolute()}.\nTrain one in a minute or two: python train.py --fast"
-    others = [path for path in sorted(Path("results").glob("*.h5")) if not path.name.startswith(("draft-", "part-"))]
+    others = [file for file in sorted(Path("results").glob("*.h5")) if not file.name.startswith(("draft-", "part-"))]
     if others:
-        text += f"\nOr test one that is here: python test.py {others[-1]}"
+        text += f"\nOr test an existing one: python test.py {others[-1]}"
     raise UserError(text)
 
 
 def load_model(path):
-    """Return the keras.Model in the file at `path`, compiled for `evaluate`. No code in the file is run: Keras refuses
-    it. Raises UserError if the file cannot be read, or holds such code or nothing but weights."""
+    """Return the keras.Model in the file at `path`, compiled for `evaluate`. Keras runs no code that a file holds.
+    Raises UserError if the file cannot be read, or holds such code or nothing but weights."""
     where = path.absolute()
     try:
         if h5py.is_hdf5(path):
@@ -121,7 +128,7 @@ def load_hdf5(path):
     another description."""
     with h5py.File(path) as file:
         if "model_config" not in file.attrs:
-            raise UserError(f"{path.absolute()} holds weights alone, without their network.\n"
+            raise UserError(f"{path.absolute()} holds only weights, without their network.\n"
                             "Save the whole model, with model.save() instead of model.save_weights().")
         description = file.attrs["model_config"]
     mended = in_keras3_words(json.loads(description))
@@ -141,7 +148,7 @@ def in_keras3_words(model):
         return model
     layers = model["config"]["layers"]
     first = layers[0]
-    if first["class_name"] != "InputLayer" and "batch_input_shape" in first["config"]:  # of TensorFlow 2.0 to 2.2
+    if first["class_name"] != "InputLayer" and "batch_input_shape" in first["config"]:  # TensorFlow 2.0 to 2.2
         shape = first["config"].pop("batch_input_shape")
         layers.insert(0, {"class_name": "InputLayer", "config": {"batch_input_shape": shape}})
     for layer in layers:

@@ -1,4 +1,4 @@
-"""Own photographs as the model wants them, the report, and a window where there is a display.
+"""The user's pictures, prepared for the model; the report; and a window where there is a display.
 Without this, the model can only be tried on CIFAR-10, and a picture is lost where there is no display."""
 import sys
 from pathlib import Path
@@ -11,9 +11,8 @@ from PIL import ExifTags, Image, ImageOps, JpegImagePlugin
 from support import files, logs, messages, models, process
 
 empty = {"squeeze": False, "subplot_kw": {"frame_on": False, "xticks": [], "yticks": []}}  # cells of a figure
-shown_size = 400  # pixels of an own picture, in the picture of all answers
-batch_size = 32  # own pictures that are read and answered at a time
-most_drawn = 100  # own pictures; Matplotlib cannot save a figure of 460
+shown_size = 400  # longest side, in pixels, of a user's picture in the picture of all answers
+most_drawn = 100  # how many of the user's pictures are drawn; Matplotlib cannot save a figure of 460
 turns = {  # what makes a picture upright, by the orientation that its camera noted
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -38,14 +37,14 @@ def save(model_path, kind):
 def draw(axes, image, title, **style):
     """Show an image, or a PIL.Image, under its title and without axes."""
     axes.imshow(image)
-    axes.set_anchor("N")  # at the top of its cell, or the layout takes the title for lower than it is and cuts it off
+    axes.set_anchor("N")  # at the top of its cell; otherwise the layout expects a lower title and cuts it off
     axes.set_title(title, parse_math=False, **style)  # a file's name may have dollar signs, as formulas have
     axes.axis("off")
 
 
 def open_picture(path):
     """Open a picture of any format that Pillow knows, without reading its pixels yet.
-    Pillow's limit of 179 megapixels does not hold for a JPEG, of which only a smaller copy will be read."""
+    Pillow's limit of 179 megapixels does not apply to a JPEG, because only a smaller copy of it will be read."""
     try:
         image = Image.open(path)
     except Image.DecompressionBombError as refusal:
@@ -123,42 +122,32 @@ def as_probabilities(outputs):
 
 
 def printable(path):
-    """Return the name of a file as text that can be printed and drawn, also if it is not valid Unicode."""
+    """Return the name of a file as text that can be printed and drawn, even if it is not valid Unicode."""
     return str(path).encode(errors="backslashreplace").decode()
 
 
 def classify(model_path, paths, categories):
-    """Print what the model in the file at `model_path` takes the picture in each file for, and draw the first hundred.
-    `categories` has the name of each label. Exit with code 1 if a file could not be read."""
+    """Print which class the model in the file at `model_path` gives each picture, and draw the first hundred.
+    `paths` has the pictures' files, `categories` the name of each label. Exit with code 1 if a file is not readable."""
     model = models.load_model(model_path)
     models.check(model, categories)
     answered = 0
     drawn = []
-    for start in range(0, len(paths), batch_size):  # the first answers are there before the last files are read
-        names = []
-        inputs = []
-        images = []
-        for file in paths[start:start + batch_size]:
-            name = printable(file)
-            try:
-                seen, image = load_image(file)
-            except Exception as error:  # each of Pillow's readers has exceptions of its own
-                reason = getattr(error, "strerror", None) or messages.one_line(error)
-                print(f"{name}: cannot be read as a picture: {reason}", file=sys.stderr, flush=True)
-                continue
-            names.append(name)
-            inputs.append(seen)
-            images.append(image)
-        if not names:
+    for path in paths:
+        name = printable(path)
+        try:
+            seen, image = load_image(path)
+        except Exception as error:  # each of Pillow's readers has exceptions of its own
+            reason = getattr(error, "strerror", None) or messages.one_line(error)
+            print(f"{name}: cannot be read as a picture: {reason}", file=sys.stderr, flush=True)
             continue
-        probabilities = as_probabilities(model.predict_on_batch(np.stack(inputs)))
-        for name, seen, image, row in zip(names, inputs, images, probabilities):
-            labels = np.argsort(-row)[:3]
-            best = [f"{categories[label]} {row[label]:.2%}" for label in labels]
-            print(f"{name}: {categories[labels[0]]} ({', '.join(best)})", flush=True)
-            answered += 1
-            if len(drawn) < most_drawn:
-                drawn.append((name, seen, image, best))
+        probabilities = as_probabilities(model.predict_on_batch(seen[np.newaxis]))[0]
+        labels = np.argsort(-probabilities)[:3]
+        best = [f"{categories[label]} {probabilities[label]:.2%}" for label in labels]
+        print(f"{name}: {categories[labels[0]]} ({', '.join(best)})", flush=True)
+        answered += 1
+        if len(drawn) < most_drawn:
+            drawn.append((name, seen, image, best))
     if drawn:
         rows = (len(drawn) + 1) // 2
         figure, grid = plt.subplots(rows, 4, figsize=(10, 2.9 * rows), layout="constrained", **empty)
@@ -191,13 +180,14 @@ def report(model_path, model, ds_test, categories):
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.05))
     axes = left.subplots()
     axes.imshow(confusion, cmap="Blues")
-    readable = confusion if len(categories) <= 20 else np.empty((0, 0))  # there is no room for more numbers
-    for true, other in np.ndindex(readable.shape):
-        axes.text(other, true, confusion[true, other], ha="center", va="center", fontsize=11,
-                  color="white" if confusion[true, other] > confusion.max() / 2 else "black")
+    if len(categories) <= 20:  # there is no room for more numbers
+        for true, other in np.ndindex(confusion.shape):
+            axes.text(other, true, confusion[true, other], ha="center", va="center", fontsize=11,
+                      color="white" if confusion[true, other] > confusion.max() / 2 else "black")
     axes.set_xticks(range(len(categories)), categories.values(), rotation=45, ha="right")
     axes.set_yticks(range(len(categories)), categories.values())
-    axes.set(xlabel="predicted", ylabel="true", title=f"{confusion.trace()} of {confusion.sum()} test images are right")
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.set_title(f"{confusion.trace()} of {confusion.sum()} test images classified correctly")
 
     mistakes = np.flatnonzero(predicted != labels)
     mistakes = mistakes[np.argsort(-probabilities[mistakes].max(axis=1))][:20]

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import random
 import signal
 import sys
 import threading
@@ -11,7 +12,9 @@ import warnings
 from pathlib import Path
 
 import keras
+import numpy as np
 import pooch
+import tensorflow as tf
 
 at_end = contextlib.ExitStack()  # what the end of the run gives back, however it ends
 ctrl_c = False  # whether it was pressed in this run
@@ -26,7 +29,7 @@ def guest():
         streams()
         folder()
         at_end.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")  # of Pillow on odd metadata, and of Matplotlib where there is no display
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata, Matplotlib where there is no display
         for logger in logging.getLogger("absl"), logging.getLogger("tensorflow"), pooch.get_logger():
             at_end.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.ERROR)  # no advice against HDF5, the tutorial's format, for example
@@ -44,9 +47,19 @@ def keras_settings():
     config.set_dtype_policy("float32")  # the line before does not change it
 
 
+def set_random_seed(seed):
+    """Let this run, and no later one, draw the random numbers that belong to `seed`, an int, or None for others."""
+    if seed is None:
+        return
+    at_end.callback(random.setstate, random.getstate())
+    at_end.callback(np.random.set_state, np.random.get_state())
+    at_end.callback(tf.random.set_seed, None)
+    keras.utils.set_random_seed(seed)
+
+
 def signals():
-    """Note that Ctrl-C was pressed, beside raising Python's KeyboardInterrupt: TensorFlow loses it in places, or turns
-    it into another error."""
+    """Remember that Ctrl-C was pressed, besides raising KeyboardInterrupt: TensorFlow sometimes loses it, or turns it
+    into another error."""
     global ctrl_c
     ctrl_c = False
 
@@ -86,7 +99,8 @@ def folder():
     short = ctypes.create_unicode_buffer(1000)
     ctypes.windll.kernel32.GetShortPathNameW(long, short, 1000)
     if not short.value or not short.value.isascii():
-        sys.exit(f"On Windows, TensorFlow cannot write into a folder with letters like those of {long}.\n"
+        sys.exit("On Windows, TensorFlow cannot write to this folder, since its path has letters that English lacks:\n"
+                 f"{long}\n"
                  "Move this project to a folder such as C:\\cifar10, and run the same command there.")
     at_end.callback(os.chdir, long)
     os.chdir(short.value)

@@ -1,5 +1,5 @@
-"""What must happen before TensorFlow is imported. Without this, TensorFlow writes its log on the console, many CPUs
-train slower, settings that other programs left behind break this one, and a missing package ends in a traceback."""
+"""What must happen before TensorFlow is imported. Without this, TensorFlow writes its log to the console, many CPUs
+train more slowly, settings that other programs left break this one, and a missing package ends in a traceback."""
 import importlib
 import os
 import sys
@@ -13,16 +13,16 @@ is_script = script in ("train.py", "test.py")
 
 
 def import_packages():
-    """Import what takes long or may fail: here, their messages are held back and their errors are answered."""
+    """Import the packages that take long or may fail: here, their messages are hidden and their errors explained."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tqdm in a notebook without widgets, for example
+        warnings.simplefilter("ignore")  # tqdm warns in a notebook without widgets, for example
         for package in ("tensorflow", "keras", "matplotlib.pyplot", "pooch", "tensorboard.plugins.hparams.api",
                         "tensorflow_datasets", "tensorflow_datasets.public_api"):  # TFDS hides errors, this shows them
             importlib.import_module(package)
 
 
 def without_stderr(function):
-    """Call a function while standard error leads nowhere: TensorFlow 2.21 writes before it reads the log level."""
+    """Call a function with standard error switched off: TensorFlow 2.21 writes to it before it reads the log level."""
     try:
         stderr = os.dup(2)
     except OSError:  # it is closed
@@ -38,7 +38,7 @@ def without_stderr(function):
 
 
 def use_backend(name):
-    """Let Matplotlib draw as MPLBACKEND asks. If it cannot, it chooses a way by itself when it draws."""
+    """Let Matplotlib use the backend in MPLBACKEND. If that fails, Matplotlib chooses one when it draws."""
     try:
         importlib.import_module("matplotlib.pyplot").switch_backend(name)
     except Exception:  # each backend has errors of its own
@@ -53,7 +53,7 @@ os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever ~/.keras/keras.json says
 os.environ["TF_USE_LEGACY_KERAS"] = "0"  # else TensorBoard asks for Keras 2
 
 # Matplotlib reads MPLBACKEND while it is imported, and a wrong name would stop the program here. A Jupyter kernel
-# passes its own backend to every program that it starts, where it draws nothing.
+# passes its own backend to every program that it starts, but that backend draws nothing there.
 in_ipython = "IPython" in sys.modules
 backend = "" if in_ipython or not is_script else os.environ.pop("MPLBACKEND", "")
 try:
@@ -66,9 +66,9 @@ except BaseException as error:
         sys.exit(130)
     state = "missing" if isinstance(error, ModuleNotFoundError) else "broken"
     sys.exit(f"A package is {state}: {one_line(error)}\n"
-             f"This is Python {sys.version.split()[0]}. With Python 3.10 to 3.13, this installs the packages:"
+             f"This is Python {sys.version.split()[0]}. To install the packages, with Python 3.10 to 3.13:"
              "  python -m pip install -r requirements.txt\n"
-             "With uv, you need not install Python:"
+             "With uv, you do not have to install Python:"
              f"  uv run --python 3.13 --with-requirements requirements.txt {script}")
 finally:
     if backend:

@@ -112,7 +112,7 @@ def measure(side, what):
     print(json.dumps(figures))
 
 
-phases = [  # how a line begins that train.py prints, and what has ended then
+phases = [  # how a line printed by train.py begins, and what has ended then
     ("cifar10 is in", "importing the packages"),
     ("Training on", "looking at the data"),
     ("Fast recipe", "network, precision, initial values"),

@@ -27,7 +27,7 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # the workers share the co
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals, permissions or limits; Windows has others")
 
-# Root gives up what lets it pass over permissions: capabilities 1 and 2 of Linux, in version 3 of its calls.
+# Give up the capabilities that let root ignore permissions: Linux's 1 and 2, in version 3 of its calls.
 without_privileges = """
 import ctypes
 if sys.platform == "linux":
@@ -95,7 +95,7 @@ def wait_for(path, script, seconds=120, size=0):
     while size_of(path) < size:
         if script.poll() is not None:
             return False
-        assert time.monotonic() < deadline, f"{path} did not come"
+        assert time.monotonic() < deadline, f"{path} did not appear"
         time.sleep(0.002)
     return True
 
@@ -152,7 +152,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """TFDS_DATA_DIR with 70 training and 40 test images, for runs that are about something else than learning."""
+    """TFDS_DATA_DIR with 70 training and 40 test images, for runs that do not test learning."""
     return once(tmp_path_factory, "tiny", lambda folder: run(
         "tests/small_cifar10.py", folder, 7, 4, cwd=folder, data=folder))
 
@@ -282,7 +282,7 @@ def take(dataset, images):
 
 @pytest.fixture(scope="module")
 def undisturbed(request, tmp_path_factory, tiny):
-    """The folder of a whole run with the `options` of the module of tests, four epochs."""
+    """The folder of a whole run of four epochs with the test module's `options`."""
     return once(tmp_path_factory, "undisturbed" + "".join(map(str, request.module.options)), lambda folder: run(
         "train.py", *request.module.options, cwd=folder, data=tiny))
 

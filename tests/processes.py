@@ -1,4 +1,4 @@
-"""Scripts in processes of their own, without the four seconds that importing TensorFlow takes each of them.
+"""Scripts in processes of their own, without the four seconds that each would need to import TensorFlow.
 
 On Linux, a server imports the packages once and forks for every start. What it forks has run nothing of TensorFlow yet;
 it becomes the script, from the first line on, as `python train.py` would. Elsewhere a fork of these packages is not
@@ -84,8 +84,8 @@ class Script:
 
     Args:
         command: list of str, the script's path and its arguments.
-        cwd, env: as of subprocess.Popen.
-        options: others of subprocess.Popen; with any, the process is an ordinary one. So it is with `plain`.
+        cwd, env: as for subprocess.Popen.
+        options: other arguments of subprocess.Popen; with any of them, or with `plain`, the process is an ordinary one.
     """
 
     def __init__(self, command, cwd, env, plain=False, **options):

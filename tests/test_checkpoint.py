@@ -1,4 +1,4 @@
-"""Whatever ends a run before its time, the same command ends it as if nothing had happened."""
+"""However a run is cut short, the same command finishes it as if nothing had happened."""
 import json
 import random
 import re
@@ -28,7 +28,7 @@ def test_twenty_kills(undisturbed, tiny, tmp_path):
     moments, kills, done = random.Random(1), 0, []
     while kills < 20:
         part = tmp_path / f"results/part-{name}.checkpoint.npz"
-        part.unlink(missing_ok=True)  # of the kill before
+        part.unlink(missing_ok=True)  # left by the previous kill
         script = start("train.py", *options, cwd=tmp_path, data=tiny)
         if kills % 2:  # while a checkpoint is written
             wait_for(part, script)
@@ -74,7 +74,7 @@ def test_ctrl_c(half, undisturbed, tiny):
             time.sleep(moment)
         out, err = interrupt(script)
         assert script.returncode == 130, err
-        assert re.search(r"(?m)^Stopped in epoch [34] of 4; the same command resumes\.$", plain(err))
+        assert re.search(r"(?m)^Stopped in epoch [34] of 4; to resume, run the same command again\.$", plain(err))
     run("train.py", *options, cwd=half, data=tiny)
     same_as_undisturbed(half, undisturbed)
 
@@ -91,7 +91,7 @@ threading.Thread(target=wait, daemon=True).start()
 
 def test_ctrl_c_as_the_console_of_windows_raises_it(undisturbed, tmp_path, tiny):
     out, err = run_after(ctrl_c_itself, "train.py", *options, cwd=tmp_path, data=tiny, code=130)
-    assert re.fullmatch(r"\nStopped in epoch [234] of 4; the same command resumes\.\n", err)
+    assert re.fullmatch(r"\nStopped in epoch [234] of 4; to resume, run the same command again\.\n", err)
     (tmp_path / "program.py").unlink()
     out, err = run("train.py", *options, cwd=tmp_path, data=tiny)
     assert "Resuming after epoch" in out and err == ""
@@ -121,6 +121,16 @@ def test_restart_discards_nothing_before_the_data_are_there(half, tmp_path):
     (tmp_path / "file").write_text("")
     run("train.py", *options, "--restart", cwd=half, data=tmp_path / "file", code=1)
     assert (half / checkpoint).read_bytes() == before
+
+
+@posix
+def test_ctrl_c_after_a_restart_does_not_ask_for_another(half, tiny):
+    script = start("train.py", *options, "--epochs", 300, "--restart", cwd=half, data=tiny)
+    while "\nEpoch 3/" not in script.output()[0]:
+        assert script.poll() is None
+        time.sleep(0.005)
+    out, err = interrupt(script)
+    assert "to resume, run the same command again without --restart." in err
 
 
 def test_restart_and_more_epochs(half, tiny):

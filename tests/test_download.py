@@ -1,4 +1,4 @@
-"""The archive's way here: mirrors of every kind of badness on 127.0.0.1, and TFDS's own builder behind them."""
+"""How the archive gets here: mirrors on 127.0.0.1 that fail in every way, and TFDS's own builder behind them."""
 import hashlib
 import http.server
 import os
@@ -272,7 +272,7 @@ def test_no_home_folder(small_model):
         folder = Path(folder)
         folder.chmod(0o777)
         env = {key: value for key, value in environment(folder).items() if key not in ("TFDS_DATA_DIR", "HOME")}
-        out, err = run_after("import os; os.setuid(54321)", "test.py", "small.h5", cwd=folder, data=folder, env=env,
-                             code=1)
+        stranger = "import os; os.setresuid(54321, 0, 0)"  # with root's rights, to read this project
+        out, err = run_after(stranger, "test.py", "small.h5", cwd=folder, data=folder, env=env, code=1)
         assert "TFDS_DATA_DIR" in message(err)
         assert {path.name for path in folder.iterdir()} == {"small.h5", "program.py"}

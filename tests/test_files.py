@@ -1,4 +1,4 @@
-"""Files: where they may go; none is half written, none overwritten, none trusted blindly."""
+"""Files: where they may go; none is half written, and none is overwritten."""
 import re
 import shutil
 import time
@@ -113,7 +113,7 @@ def test_killed_while_the_model_is_written(half, undisturbed, tiny):
     (half / f"results/{name}.h5").write_bytes(b"old " + old)
     part = half / f"results/draft-{name}.h5"
     for delay in 0, 0.01, 0.03:
-        part.unlink(missing_ok=True)  # of the kill before
+        part.unlink(missing_ok=True)  # left by the previous kill
         script = start("train.py", *options, cwd=half, data=tiny)
         wait_for(part, script)
         time.sleep(delay)
@@ -144,12 +144,20 @@ def test_disk_full(half, undisturbed, tiny):
 
 
 def test_logs_without_a_model_are_kept(undisturbed, tiny, tmp_path):
-    """So they are in a fresh checkout, which has recorded logs."""
+    """For example, when someone has deleted the model but not its logs."""
     shutil.copytree(undisturbed / "logs", tmp_path / "logs")
     out, err = run("train.py", *in_one_go, cwd=tmp_path, data=tiny)
     dated = re.search(rf"^The earlier run is kept as logs/({name}-[\d-]+)$", out, re.M)[1]
     assert curves(tmp_path / "logs" / dated) == curves(undisturbed / "logs" / name)
     assert len(curves(tmp_path / "logs" / name)["train/epoch_loss"]) == 1
+
+
+@posix
+def test_an_earlier_model_that_is_read_only_is_kept(undisturbed, tiny, tmp_path):
+    folder = shutil.copytree(undisturbed, tmp_path / "again")
+    (folder / f"results/{name}.h5").chmod(0o444)
+    out, err = run_after(without_privileges, "train.py", *in_one_go, cwd=folder, data=tiny)
+    assert "The earlier run is kept as results/" in out and err == ""
 
 
 def test_training_again_keeps_the_earlier_run(undisturbed, tiny, tmp_path):

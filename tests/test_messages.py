@@ -1,4 +1,4 @@
-"""Every mistake is answered in one to four lines, with the right exit code, and damages nothing."""
+"""Every mistake is answered in one to four lines, with the right exit code, and does no damage."""
 import os
 import sys
 
@@ -26,6 +26,11 @@ def test_bad_options(arguments, tmp_path, monkeypatch, capsys):
 def test_bad_option_in_a_process(tmp_path, tiny):
     out, err = run("train.py", "--epochs", "0", cwd=tmp_path, data=tiny, code=2)
     assert out == "" and "--epochs" in message(err) and list(tmp_path.iterdir()) == []
+
+
+def test_a_model_after_the_pictures(tmp_path, tiny):
+    out, err = run("test.py", "--image", "photo.jpg", "results/fast.h5", cwd=tmp_path, data=tiny, code=2)
+    assert "results/fast.h5 is a model" in message(err) and out == ""
 
 
 def test_batch_larger_than_the_split(tmp_path, tiny):

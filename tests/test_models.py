@@ -130,4 +130,4 @@ def test_weights_alone(small_model, tmp_path):
     for file in "new.weights.h5", "old.h5":
         with pytest.raises(UserError) as error:
             load_model(tmp_path / file)
-        assert "weights alone" in message(str(error.value)) and str(tmp_path / file) in str(error.value)
+        assert "only weights" in message(str(error.value)) and str(tmp_path / file) in str(error.value)

@@ -39,7 +39,7 @@ def settings():
 
 
 def test_importing_changes_nothing(tmp_path):
-    """But the variables that TensorFlow, HDF5 and Keras read while they are imported."""
+    """Except the variables that TensorFlow, HDF5 and Keras read while they are imported."""
     program = tmp_path / "program.py"
     program.write_text(f"""{everything}
 sys.path[0] = {str(root)!r}
@@ -71,6 +71,13 @@ for arguments in "--fast --epochs 1 --name first", "--epochs 1 --name second", "
     sys.argv = ["train.py", *arguments.split()]
     train.main()
     assert state() + settings() == before, state() + settings()
+import random, numpy, tensorflow
+drawn = []
+for _ in range(2):
+    sys.argv = ["train.py", "--epochs", "1", "--seed", "1", "--name", "seeded"]
+    train.main()
+    drawn.append([random.random(), numpy.random.rand(), float(tensorflow.random.uniform(()))])
+assert all(first != second for first, second in zip(*drawn)), "the seed is still set"
 sys.argv = ["test.py", "results/first.h5"]
 test.main()
 assert state() + settings() == before, state() + settings()
@@ -124,7 +131,7 @@ def test_python_i_is_not_killed_by_a_later_ctrl_c(tmp_path, tiny):
     while "WAITING" not in out:
         out += process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    out += process.communicate("print('policy', keras.config.dtype_policy().name)\n", timeout=180)[0]
+    out += process.communicate("print('policy', tf.keras.config.dtype_policy().name)\n", timeout=180)[0]
     assert "INTERRUPTED" in out and "policy float32" in out and "Stopped" not in out
     assert "The model is in" in out
 
@@ -186,7 +193,8 @@ def test_ctrl_c_in_jupyter_stops_the_run_and_not_the_kernel(notebook):
              "threading.Thread(target=wait, daemon=True).start()\n")
     stopped, alive, resumed = notebook(later + "%run train.py --epochs 300 --batch-size 70", "print(1 + 1)",
                                        "%run train.py --epochs 300 --batch-size 70 --restart --epochs 1")
-    assert re.search(r"Stopped in epoch \d+ of 300; the same command resumes\.", stopped) and "130" in stopped
+    assert re.search(r"Stopped in epoch \d+ of 300; to resume, run the same command again\.", stopped)
+    assert "130" in stopped
     assert alive == "2\n" and "The model is in" in resumed
 
 
@@ -226,7 +234,7 @@ def test_two_trainings_of_one_name(tmp_path, tiny):
     first = start("train.py", "--epochs", 50, "--batch-size", 70, cwd=tmp_path, data=tiny)
     assert wait_for(tmp_path / f"results/{name}.checkpoint.npz", first)
     out, err = run("train.py", *in_one_go, cwd=tmp_path, data=tiny, code=1)
-    assert "Another training with this name is running" in message(err) and out == ""
+    assert "Another training run with this name is in progress" in message(err) and out == ""
     run("train.py", *in_one_go, "--name", "other", cwd=tmp_path, data=tiny)
     first.kill()
     out, err = run("train.py", *in_one_go, "--restart", cwd=tmp_path, data=tiny)

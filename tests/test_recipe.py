@@ -22,7 +22,7 @@ from conftest import (
     wait_for,
 )
 
-options = ["--seed", 1, "--fast", "--augment", "--epochs", 4]  # of one step on the tiny data set
+options = ["--seed", 1, "--fast", "--augment", "--epochs", 4]  # one step each on the tiny data set
 
 
 def without(*dropped):
@@ -132,6 +132,18 @@ def test_muon_makes_singular_values_about_equal():
     np.testing.assert_allclose(bias.numpy(), -recipe.adam_peak * np.sign(gradients[1]), rtol=1e-3)  # Adam's first step
 
 
+def test_a_network_without_a_softmax(load):
+    import keras
+
+    from support import recipe
+    model = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    recipe.Fast(model, load()[2], epochs=2, batch_size=64)
+    scores = np.random.default_rng(0).normal(size=(5, 10)).astype(np.float32)
+    expected = recipe.SmoothedCrossentropy(from_logits=False)(np.arange(5), keras.ops.softmax(scores))
+    assert float(model.loss(np.arange(5), scores)) == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_it_says_what_it_does_and_resumes_to_the_same_bytes(half, undisturbed, tiny):
     out, err = run("train.py", *options, cwd=half, data=tiny)
     assert "Resuming after epoch" in out and err == ""
@@ -198,7 +210,7 @@ def test_both_recipes_compile_for_gpus(fast, policy, load, monkeypatch):
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_a_model_trained_in_16_bits_is_like_any_other(policy, tiny, tmp_path):
-    """The choice is taken from the machine here, since few have both; all else runs as it is, emulated if need be."""
+    """The test chooses instead of the machine, since few have both; all else runs as it is, emulated if need be."""
     program = tmp_path / "train.py"
     program.write_text(f"import sys; sys.path[0] = {str(root)!r}; import train\n"
                        f"train.machine.faster_precision = lambda: {policy!r}\ntrain.main()")
@@ -218,4 +230,4 @@ def test_a_model_trained_in_16_bits_is_like_any_other(policy, tiny, tmp_path):
     assert found and all(dtype == np.float32 for dtype in found)
     out, err = run("test.py", cwd=tmp_path, data=tiny)
     accuracy = float(out.split("Test accuracy: ")[1].split()[0]) / 100
-    assert err == "" and abs(accuracy - float(last)) <= 0.0501  # 16 bits may see 2 of the 40 images otherwise
+    assert err == "" and abs(accuracy - float(last)) <= 0.0501  # 16 bits may classify 2 of the 40 images differently

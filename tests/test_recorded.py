@@ -40,7 +40,7 @@ def test_it_labels_a_drawing_without_data_or_training(tmp_path):
 
 
 @pytest.mark.parametrize("run_name, epochs, recipe, augment", [
-    ("tutorial-30-epochs", 30, "tutorial", False), ("fast", 2, "fast-v3", False), (best, 30, "fast-v2", True)])
+    ("tutorial-30-epochs", 30, "tutorial", False), ("fast", 2, "fast-v3", False), (best, 30, "fast-v3", True)])
 def test_recorded_logs_are_whole(run_name, epochs, recipe, augment):
     log_dir = root / "logs" / run_name
     found = curves(log_dir)
@@ -49,7 +49,7 @@ def test_recorded_logs_are_whole(run_name, epochs, recipe, augment):
     assert ("train/epoch_learning_rate_muon" in found) == (recipe != "tutorial")
     if recipe != "tutorial":
         from support.recipe import adam_peak, muon_peak, warm_up
-        scale = min(1, 3 / epochs) ** (1 / 2 if recipe == "fast-v2" else 1 / 3)
+        scale = min(1, 3 / epochs) ** (1 / 3)
         highest = {key: max(rate for step, rate in found[f"train/epoch_learning_rate{key}"]) for key in ("", "_muon")}
         ends = [epoch / epochs for epoch in range(1, epochs + 1)]  # of the epochs, when the rates are logged
         logged = max(min(done / warm_up, (1 - done) / (1 - warm_up)) for done in ends)
@@ -88,7 +88,7 @@ def test_recorded_runs_are_not_where_new_ones_go(tmp_path, tiny):
     assert name not in recorded
     shutil.copytree(root / "results", tmp_path / "results")
     shutil.copytree(root / "logs", tmp_path / "logs")
-    for kind in "results", "logs":  # of trainings in this checkout
+    for kind in "results", "logs":  # left by runs in this checkout
         for path in [*(tmp_path / kind).glob(name + "*")]:
             path.unlink() if path.is_file() else shutil.rmtree(path)
     out, err = run("test.py", cwd=tmp_path, data=tiny, code=1)

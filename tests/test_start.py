@@ -66,7 +66,7 @@ def test_ctrl_c_before_training(script, moment, tmp_path, tiny):
         time.sleep(moment)
     out, err = interrupt(script)
     if script.returncode == 130 or "There is no model" not in err:  # test.py may have been quicker
-        stopped = re.search(r"(?m)^Stopped( in epoch 1 of 30; the same command resumes)?\.$", err)
+        stopped = re.search(r"(?m)^Stopped( in epoch 1 of 30; to resume, run the same command again)?\.$", err)
         assert script.returncode == 130 and stopped, err
 
 
@@ -75,7 +75,7 @@ def test_a_folder_with_a_space_and_letters_beyond_ascii(tmp_path, tiny):
     try:
         folder.mkdir()
     except OSError:
-        pytest.skip("Wine can make no such folder; with LC_ALL=C.UTF-8 it can")
+        pytest.skip("Wine cannot create such a folder unless LC_ALL=C.UTF-8 is set")
     shutil.copytree(tiny, folder / "Daten für alle")
     where = {"cwd": folder, "data": folder / "Daten für alle"}
     script = start("train.py", *options, **where)
