@@ -1,4 +1,4 @@
-"""An interrupted run resumes after its last finished epoch and ends with the same model.
+"""An interrupted run resumes after its last finished epoch. With --seed, it ends with the same model, to the byte.
 Without this, Ctrl-C, a crash or a reboot in the last epoch costs the whole run."""
 import hashlib
 import io

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 
-progress = ""  # how far the training is, shown after Ctrl-C
+progress = ""  # how far the training is, shown after Ctrl-C; empty before its first epoch
 
 
 class UserError(Exception):
@@ -36,25 +36,19 @@ def answered(main):
 
 def answer_to(error, ctrl_c):
     """Return what to give to sys.exit() for an error, a text or an exit code; None if it is a mistake in the code."""
+    if isinstance(error, BrokenPipeError):  # `python test.py | head` has read enough
+        sys.stdout = None
     if ctrl_c:  # whatever TensorFlow has made of the KeyboardInterrupt
         print(f"\nStopped{progress}.", file=sys.stderr)
         return 130
+    if isinstance(error, BrokenPipeError):
+        return 1
     if isinstance(error, UserError):
         return f"\n{error}"
-    if isinstance(error, BrokenPipeError):  # `python test.py | head` has read enough
-        sys.stdout = None
-        return 1
     disk = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO
     if isinstance(error, OSError) and error.errno in disk:
         return "\n" + cannot_write(error.filename or "A file", error)
     return None
-
-
-def interrupted(error):
-    """Return whether an error comes from Ctrl-C: TensorFlow turns a KeyboardInterrupt into a SystemError in places."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
 
 
 def require(condition, text):
@@ -65,15 +59,18 @@ def require(condition, text):
 
 def verbose():
     """Return what `fit` should show: 1, a progress bar, on a screen; 2, a line per epoch, in a file and in IDLE."""
-    if "ipykernel" in sys.modules:
+    in_notebook = "ipykernel" in sys.modules
+    in_idle = "idlelib.run" in sys.modules
+    if in_notebook or (sys.stdout.isatty() and not in_idle):
         return 1
-    return 1 if sys.stdout.isatty() and "idlelib.run" not in sys.modules else 2
+    return 2
 
 
 def again():
     """Return how to go on: with --restart, the same command would discard what is finished."""
-    without = " without --restart" if "--restart" in sys.argv else ""
-    return f"run the same command again{without}"
+    if progress and "--restart" in sys.argv:
+        return "run the same command again without --restart"
+    return "run the same command again"
 
 
 def one_line(error, length=200):

@@ -30,15 +30,16 @@ def write_portable(source, target):
     optimizer = in_keras2_words({"module": "keras.optimizers", **training["optimizer_config"]})
     if isinstance(optimizer["config"].get("learning_rate"), dict):
         optimizer["config"]["learning_rate"] = 0.001  # Keras cannot read a schedule again
+    loss = in_keras2_words(training["loss"])  # a name, or a description
     settings = {
-        "loss": training["loss"],
+        "loss": loss,
         "metrics": training["metrics"],
         "optimizer_config": optimizer,
         "loss_weights": None,  # TensorFlow 2.0 asks for these three
         "weighted_metrics": None,
         "sample_weight_mode": None,
     }
-    if training["loss"] == "sparse_categorical_crossentropy":  # for "accuracy", Keras 2 would choose another metric
+    if "sparse" in str(loss).lower():  # for "accuracy", Keras 2 would choose another metric
         settings["metrics"] = [{"class_name": "SparseCategoricalAccuracy", "config": {"name": "accuracy"}}]
     for description in in_keras2_words(model), without_new_nulls(model):
         content = io.BytesIO()  # on a full disk, HDF5 would crash
@@ -119,8 +120,16 @@ def load_model(path):
     except Exception as error:  # whatever h5py, json or Keras make of a corrupt file
         raise UserError(f"{where} cannot be loaded as a Keras model:\n{one_line(error, 300)}\n"
                         "The file may be incomplete. To make a new one: python train.py") from error
-    model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=gives_scores(model))
+    model.compile(loss=loss, metrics=["accuracy"])
     return model
+
+
+def gives_scores(model):
+    """Return whether a model ends without a softmax, so that its outputs are scores (logits), not probabilities."""
+    last = model.layers[-1]
+    linear = keras.activations.linear
+    return getattr(last, "activation", linear) is linear and not isinstance(last, keras.layers.Softmax)
 
 
 def load_hdf5(path):

@@ -48,7 +48,8 @@ def keras_settings():
 
 
 def set_random_seed(seed):
-    """Let this run, and no later one, draw the random numbers that belong to `seed`, an int, or None for others."""
+    """Let this run, and no later one, draw the random numbers that belong to `seed`, an int; None draws any.
+    TensorFlow has no call for reading its seed, so it has none afterwards."""
     if seed is None:
         return
     at_end.callback(random.setstate, random.getstate())

@@ -6,7 +6,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from keras.layers import Conv2D, Dense, Dropout
 
-from support import machine
+from support import machine, models
 
 name = "fast-v3"  # a run of another recipe cannot be resumed with this one
 
@@ -53,7 +53,7 @@ class Fast(keras.callbacks.Callback):
         scale = (batch_size / 64) ** 0.5 * min(1, 3 / epochs) ** (1 / 3)  # small batches and long runs need lower rates
         steps = epochs * (info.splits["train"].num_examples // batch_size)
         optimizer = Muon(OneCycle(scale * adam_peak, steps), beta_2=beta_2, weight_decay=weight_decay)
-        loss = SmoothedCrossentropy(from_logits=getattr(self.loss, "from_logits", False))
+        loss = SmoothedCrossentropy(from_logits=models.gives_scores(model))
         model.compile(loss=loss, optimizer=optimizer, metrics=["accuracy"])
         # makes the variables of the metrics; with all of them there, `fit` traces the training step once, not twice
         model.compute_metrics(None, np.zeros(1), np.zeros((1, model.output_shape[-1])))
@@ -108,7 +108,7 @@ def whitening(images, size, filters):
 
 class SmoothedCrossentropy(keras.losses.Loss):
     """The loss when a part of each label is spread over all classes (https://arxiv.org/abs/1512.00567). `from_logits`
-    says that the model ends without a softmax."""
+    says that the outputs are scores, not probabilities."""
 
     def __init__(self, from_logits):
         super().__init__()

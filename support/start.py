@@ -6,7 +6,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from support.messages import interrupted, one_line
+from support.messages import one_line
 
 script = Path(sys.argv[0]).name
 is_script = script in ("train.py", "test.py")
@@ -43,6 +43,13 @@ def use_backend(name):
         importlib.import_module("matplotlib.pyplot").switch_backend(name)
     except Exception:  # each backend has errors of its own
         pass
+
+
+def interrupted(error):
+    """Return whether an error comes from Ctrl-C: TensorFlow turns a KeyboardInterrupt into a SystemError in places."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 # TensorFlow, HDF5 and Keras read these while they are imported.

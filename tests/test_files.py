@@ -157,7 +157,8 @@ def test_an_earlier_model_that_is_read_only_is_kept(undisturbed, tiny, tmp_path)
     folder = shutil.copytree(undisturbed, tmp_path / "again")
     (folder / f"results/{name}.h5").chmod(0o444)
     out, err = run_after(without_privileges, "train.py", *in_one_go, cwd=folder, data=tiny)
-    assert "The earlier run is kept as results/" in out and err == ""
+    dated = re.search(rf"kept as (results/{name}-[\d-]+\.h5)", out)[1]
+    assert (folder / dated).read_bytes() == (undisturbed / f"results/{name}.h5").read_bytes() and err == ""
 
 
 def test_training_again_keeps_the_earlier_run(undisturbed, tiny, tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import environment, message, name, posix, reader, run, size_and_colours, start
+from conftest import environment, message, name, posix, reader, root, run, size_and_colours, start
 from small_cifar10 import labels, make_images
 
 
@@ -190,6 +190,15 @@ def test_odd_metadata_do_no_harm(photo, tmp_path, kind):
         assert shown.size in ([(200, 120), (120, 200)] if upright is None else [(120, 200) if upright else (200, 120)])
         straight = np.asarray(shown if shown.width == 200 else shown.transpose(Image.Transpose.ROTATE_90)).astype(int)
         assert abs(straight - np.asarray(photo)).mean() < 5
+
+
+def test_a_photo_with_odd_metadata_is_turned_and_answered(folder):
+    from support.pictures import load_image
+    file = root / "tests/data/photo-odd-exif.jpg"
+    found, err = classify(folder, file)
+    assert list(found) == [file.as_posix()] and err == ""
+    with Image.open(file) as stored:
+        assert load_image(file)[1].size == stored.size[::-1]
 
 
 @pytest.mark.filterwarnings("ignore")

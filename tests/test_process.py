@@ -59,7 +59,7 @@ print(sorted(key for key in changed if key.split("_")[0] not in ("TF", "TF2", "T
 
 
 def test_two_runs_in_one_process_leave_it_as_it_was(tmp_path, tiny):
-    """The second run computes in 32 bits, and resumes what another process began."""
+    """The second run computes in 32 bits, and none has the seed of an earlier one."""
     program = tmp_path / "program.py"
     program.write_text(f"""{everything}
 import runpy
