@@ -102,8 +102,7 @@ class Checkpoint(keras.callbacks.Callback):
         messages.progress = f" in epoch {epoch + 1} of {self.options['epochs']}; to resume, {messages.again()}"
 
     def on_train_batch_end(self, batch, logs=None):
-        if process.ctrl_c:
-            raise KeyboardInterrupt  # TensorFlow lost the first one
+        process.stop_if_interrupted()
 
     def on_epoch_end(self, epoch, logs=None):
         self.history.append({key: float(value) for key, value in logs.items()})

@@ -11,6 +11,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
+from support import process
 from support.messages import UserError, cannot_write, one_line
 
 mirrors = [
@@ -76,6 +77,7 @@ def download(builder, folder):
         if builder.name == "cifar10":
             fetch_archive(downloads / "manual" / "cifar-10-binary.tar.gz", next(iter(builder.url_infos)))
         builder.download_and_prepare()
+        process.stop_if_interrupted()
     except UserError:
         raise
     except Exception as error:  # TFDS raises many kinds
@@ -115,5 +117,5 @@ def fetch_archive(archive, original):
 def delete_incomplete(prepared, downloads):
     """Delete what an interrupted download or preparation leaves in these two folders, up to 400 MB."""
     for folder in [*prepared.glob("incomplete.*"), *downloads.glob("extracted/incomplete.*"),
-                   downloads / "incomplete.cifar10"]:
+                   *downloads.glob(f"{prepared.name}/*.tmp.*"), downloads / "incomplete.cifar10"]:
         shutil.rmtree(folder, ignore_errors=True)

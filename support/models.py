@@ -30,7 +30,9 @@ def write_portable(source, target):
     optimizer = in_keras2_words({"module": "keras.optimizers", **training["optimizer_config"]})
     if isinstance(optimizer["config"].get("learning_rate"), dict):
         optimizer["config"]["learning_rate"] = 0.001  # Keras cannot read a schedule again
-    loss = in_keras2_words(training["loss"])  # a name, or a description
+    loss = training["loss"]
+    if isinstance(loss, dict):  # else it is a name
+        loss = in_keras2_words({"module": "keras.losses", **loss})
     settings = {
         "loss": loss,
         "metrics": training["metrics"],

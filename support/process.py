@@ -30,7 +30,8 @@ def guest():
         folder()
         at_end.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata, Matplotlib where there is no display
-        for logger in logging.getLogger("absl"), logging.getLogger("tensorflow"), pooch.get_logger():
+        loggers = [logging.getLogger(name) for name in ("absl", "tensorflow", "urllib3")]
+        for logger in [*loggers, pooch.get_logger()]:  # logging.getLogger() does not know Pooch's
             at_end.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.ERROR)  # no advice against HDF5, the tutorial's format, for example
         yield
@@ -72,6 +73,12 @@ def signals():
     if threading.current_thread() is threading.main_thread():  # no other can have handlers
         at_end.callback(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
         signal.signal(signal.SIGINT, interrupt)
+
+
+def stop_if_interrupted():
+    """Raise KeyboardInterrupt if Ctrl-C was pressed: TensorFlow may have lost the first one."""
+    if ctrl_c:
+        raise KeyboardInterrupt
 
 
 def streams():

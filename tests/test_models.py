@@ -110,6 +110,22 @@ def test_an_edited_network_keeps_its_weights_and_answers(layers, tmp_path):
                                for path in weights)
 
 
+def test_a_loss_for_scores_is_described_in_words_of_every_keras(tmp_path):
+    import keras
+
+    from support import models
+    model = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    model.save(tmp_path / "source.h5")
+    models.write_portable(tmp_path / "source.h5", tmp_path / "target.h5")
+    with h5py.File(tmp_path / "target.h5") as file:
+        training = json.loads(file.attrs["training_config"])
+    assert training["loss"]["class_name"] == "SparseCategoricalCrossentropy"
+    assert training["loss"]["config"]["from_logits"] and "ignore_class" not in training["loss"]["config"]
+    assert training["metrics"][0]["class_name"] == "SparseCategoricalAccuracy"
+    assert keras.models.load_model(tmp_path / "target.h5").loss.from_logits
+
+
 def test_keras_own_format(small_model, tmp_path, tiny):
     import keras
     keras.models.load_model(small_model, compile=False).save(tmp_path / "model.keras")
