@@ -108,7 +108,7 @@ def saving(model, path):
         write_atomically(path, lambda part: finish(draft, part))
     finally:
         draft.unlink(missing_ok=True)
-    for file in reversed(checkpoint_files(path.stem)):  # after a kill here, the previous one alone would be resumed
+    for file in reversed(checkpoint_files(path.stem)):  # the previous one first: alone, it would be resumed
         file.unlink(missing_ok=True)
     print(f"The model is in {path}, and its curves are in {path.with_suffix('.png')}\n"
           f"Next: python test.py {path}\n"

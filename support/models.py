@@ -41,7 +41,9 @@ def write_portable(source, target):
         "weighted_metrics": None,
         "sample_weight_mode": None,
     }
-    if "sparse" in str(loss).lower():  # for "accuracy", Keras 2 would choose another metric
+    kind = loss["class_name"] if isinstance(loss, dict) else loss
+    if kind in ("sparse_categorical_crossentropy", "SparseCategoricalCrossentropy"):
+        # for "accuracy", Keras 2 would choose another metric
         settings["metrics"] = [{"class_name": "SparseCategoricalAccuracy", "config": {"name": "accuracy"}}]
     for description in in_keras2_words(model), without_new_nulls(model):
         content = io.BytesIO()  # on a full disk, HDF5 would crash

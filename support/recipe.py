@@ -43,8 +43,8 @@ class Fast(keras.callbacks.Callback):
         self.rates = [layer.rate for layer in self.dropouts]
         for layer in self.dropouts[:-1]:
             layer.rate = 0
-        for layer in self.dropouts[-1:]:
-            layer.rate *= dropout(epochs)
+        if self.dropouts:
+            self.dropouts[-1].rate *= dropout(epochs)
         precision = machine.faster_precision()
         machine.set_precision(model, precision)
         make_orthogonal(model)

@@ -1,4 +1,5 @@
 """A changed line in train.py or test.py does what it says, and a mistake in it is shown."""
+import csv
 import re
 import shutil
 import tarfile
@@ -65,8 +66,8 @@ def test_edited_networks_and_dials_train_resume_and_take_fast(edit, tmp_path, ti
     for model in "fast", name:
         out, err = run(tmp_path / "test.py", f"results/{model}.h5", "--report", cwd=tmp_path, data=tiny)
         assert err == "" and "Test accuracy: " in out and (tmp_path / f"results/{model}-report.png").exists()
-    rows = (tmp_path / f"logs/{name}/epochs.csv").read_text().strip().split("\n")
-    val_loss = float(dict(zip(rows[0].split(","), rows[-1].split(",")))["val_loss"])
+    rows = list(csv.DictReader((tmp_path / f"logs/{name}/epochs.csv").open()))
+    val_loss = float(rows[-1]["val_loss"])
     assert float(re.search(r"loss: ([\d.e-]+)", out)[1]) == pytest.approx(val_loss, abs=2e-4)
 
 
