@@ -10,7 +10,7 @@ from pathlib import Path
 
 import h5py
 
-from support import models, process
+from support import portable, process
 from support.messages import UserError, cannot_write, one_line
 
 if os.name == "nt":
@@ -117,15 +117,17 @@ def saving(model, path):
 
 def finish(draft, part):
     """Write the saved model in `draft` to `part`: in its portable form, or, if it has none, as it is."""
+    if not h5py.is_hdf5(draft):
+        shutil.copyfile(draft, part)
+        return
     try:
-        models.write_portable(draft, part)
+        portable.write(draft, part)
     except OSError:
-        if h5py.is_hdf5(draft):
-            raise
-        shutil.copy(draft, part)  # it is in another format
-    except Exception as error:  # the network or its settings are unusual
-        print(f"The model is saved in Keras 3's own form. Older versions may not open it ({one_line(error, 80)}).")
-        shutil.copy(draft, part)
+        raise
+    except Exception as error:  # Keras raises many kinds
+        print(f"Keras cannot open this network again from a .h5 file: {one_line(error, 100)}\n"
+              "Its weights are saved. To save the network, too, replace .h5 by .keras at the end of train.py.")
+        shutil.copyfile(draft, part)
 
 
 def keep_earlier_run(name):

@@ -1,7 +1,6 @@
-"""Model files: what is saved here opens in every TensorFlow from 2.0 on, and what people bring opens here.
-Without this, a file opens only in a Keras like the one that saved it, and cannot be trained further."""
+"""Models that people bring, from any TensorFlow since 2.0, open here, or it is said why not.
+Without this, the tutorial's own models do not open, and a file of another kind ends in a traceback."""
 import inspect
-import io
 import json
 import shutil
 import tempfile
@@ -11,92 +10,6 @@ import h5py
 import keras
 
 from support.messages import UserError, one_line
-
-defaults = [  # settings that no signature shows, with their default values
-    ("data_format", "channels_last"),
-    ("ragged", False),
-    ("rms_scaling", False),
-    ("sparse", False),
-]
-
-
-def write_portable(source, target):
-    """Write the HDF5 model in `source` to `target`, two Paths: the same weights, without the optimizer's state, which
-    Keras cannot read again; described in the words that Keras 2 (TensorFlow 2.0 to 2.15) and Keras 3 share, or, if
-    Keras does not understand them (some layers are new), in those of Keras 3."""
-    with h5py.File(source) as file:
-        model = json.loads(file.attrs["model_config"])
-        training = json.loads(file.attrs["training_config"])
-    optimizer = in_keras2_words({"module": "keras.optimizers", **training["optimizer_config"]})
-    if isinstance(optimizer["config"].get("learning_rate"), dict):
-        optimizer["config"]["learning_rate"] = 0.001  # Keras cannot read a schedule again
-    loss = training["loss"]
-    if isinstance(loss, dict):  # else it is a name
-        loss = in_keras2_words({"module": "keras.losses", **loss})
-    settings = {
-        "loss": loss,
-        "metrics": training["metrics"],
-        "optimizer_config": optimizer,
-        "loss_weights": None,  # TensorFlow 2.0 asks for these three
-        "weighted_metrics": None,
-        "sample_weight_mode": None,
-    }
-    kind = loss["class_name"] if isinstance(loss, dict) else loss
-    if kind in ("sparse_categorical_crossentropy", "SparseCategoricalCrossentropy"):
-        # for "accuracy", Keras 2 would choose another metric
-        settings["metrics"] = [{"class_name": "SparseCategoricalAccuracy", "config": {"name": "accuracy"}}]
-    for description in in_keras2_words(model), without_new_nulls(model):
-        content = io.BytesIO()  # on a full disk, HDF5 would crash
-        with h5py.File(source) as old, h5py.File(content, "w") as new:
-            old.copy("model_weights", new)
-            for key in "backend", "keras_version":
-                new.attrs[key] = old.attrs[key]
-            new.attrs["model_config"] = json.dumps(description).encode()  # TensorFlow 2.0 wants bytes
-            new.attrs["training_config"] = json.dumps(settings).encode()
-        target.write_bytes(content.getbuffer())
-        if as_json(target) == as_json(source):
-            return
-
-
-def as_json(path):
-    """Return the description of the model in a file as this Keras understands it, or None."""
-    try:
-        return keras.models.load_model(path, compile=False).to_json()
-    except Exception:  # Keras raises many kinds
-        return None
-
-
-def in_keras2_words(said):
-    """Return the description of a model, or a part of one, without the settings that have their default values: nearly
-    all settings that an older Keras does not know are among them."""
-    if isinstance(said, list):
-        return [in_keras2_words(part) for part in said]
-    if not isinstance(said, dict) or "config" not in said:
-        return said
-    if said["class_name"] == "DTypePolicy":
-        return said["config"]["name"]
-    module = said.get("module") or "keras.layers"
-    module = getattr(keras, module.split(".")[-1], keras.layers)
-    made_by = getattr(module, said["class_name"], keras.Layer)
-    known = inspect.signature(made_by).parameters
-    config = {}
-    for key, value in said["config"].items():
-        is_default = key in known and value == known[key].default
-        if is_default or (key, value) in defaults:
-            continue
-        config["batch_input_shape" if key == "batch_shape" else key] = in_keras2_words(value)
-    return {"class_name": said["class_name"], "config": config}
-
-
-def without_new_nulls(said):
-    """Return the description as Keras 3 has it, without three settings where they are null: Keras 3.3 to 3.14 refuse
-    them."""
-    if isinstance(said, list):
-        return [without_new_nulls(part) for part in said]
-    if not isinstance(said, dict):
-        return said
-    new = "input_axes", "output_axes", "quantization_config"
-    return {key: without_new_nulls(part) for key, part in said.items() if part is not None or key not in new}
 
 
 def find(path):

@@ -70,8 +70,11 @@ def signals():
         ctrl_c = True
         raise KeyboardInterrupt
 
-    if threading.current_thread() is threading.main_thread():  # no other can have handlers
-        at_end.callback(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
+    handler = signal.getsignal(signal.SIGINT)
+    in_background = handler == signal.SIG_IGN  # `python train.py &` in a shell script
+    in_main_thread = threading.current_thread() is threading.main_thread()  # no other can have handlers
+    if in_main_thread and not in_background:
+        at_end.callback(signal.signal, signal.SIGINT, handler)
         signal.signal(signal.SIGINT, interrupt)
 
 

@@ -24,6 +24,7 @@ options = ["--epochs", 4, "--batch-size", 20, "--seed", 1]  # 3 steps an epoch o
 in_one_go = ["--epochs", 1, "--batch-size", 70]
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as train.py sets it, whichever test imports TensorFlow first
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # the workers share the cores
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell script that runs the tests with & ignores it
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals, permissions or limits; Windows has others")
 
@@ -174,13 +175,11 @@ def end_of_the_server():
         processes.server().end()
 
 
-def write_model(path, *layers, shape=(32, 32, 3), compiled=False):
+def write_model(path, *layers, shape=(32, 32, 3)):
     """Save an untrained model, as a stranger would have made it."""
     import keras
     made = [eval(layer, {"L": keras.layers}) for layer in layers]
     model = keras.Sequential([keras.Input(shape), *made])
-    if compiled:
-        model.compile(loss="sparse_categorical_crossentropy", optimizer="adam", metrics=["accuracy"])
     model.save(path)
     return path
 

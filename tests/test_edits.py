@@ -31,6 +31,18 @@ def imported(layer):
     return "from keras.layers import Activation", f"from keras.layers import {layer}, Activation"
 
 
+def two_branches(join):
+    """The changes that put a network with two branches, joined by this expression, in the place of the tutorial's."""
+    network = f"""    inputs = Input(input_shape)
+    a = Conv2D(32, (3, 3), padding="same")(inputs)
+    b = Conv2D(32, (1, 1))(inputs)
+    outputs = Dense(num_classes, activation="softmax")(Flatten()({join}))
+    model = Model(inputs, outputs)
+    model.summary()
+"""
+    return [imported("Add"), ("import Sequential", "import Model, Sequential"), ("    model.summary()\n", network)]
+
+
 convolution = 'Conv2D(128, (3, 3), padding="same"),'
 edits = {
     "the dials": ([("\nbatch_size = 64\n", "\nbatch_size = 32\n"), ("\nepochs = 30\n", "\nepochs = 2\n")], ""),
@@ -46,6 +58,7 @@ edits = {
     "no softmax": ([('Dense(num_classes, activation="softmax")', "Dense(num_classes)"),
                     ('loss="sparse_categorical_crossentropy"',
                      "loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)")], ""),
+    "two branches": (two_branches("Add()([a, b])"), ""),
     "odd filters, no dropout": ([("Conv2D(32", "Conv2D(33"), ("        Dropout(0.25),\n", "")], ""),
 }
 
@@ -69,6 +82,19 @@ def test_edited_networks_and_dials_train_resume_and_take_fast(edit, tmp_path, ti
     rows = list(csv.DictReader((tmp_path / f"logs/{name}/epochs.csv").open()))
     val_loss = float(rows[-1]["val_loss"])
     assert float(re.search(r"loss: ([\d.e-]+)", out)[1]) == pytest.approx(val_loss, abs=2e-4)
+
+
+def test_a_network_that_keras_cannot_open_again_from_hdf5(tmp_path, tiny):
+    train = edited(tmp_path, *two_branches("a + b"))
+    out, err = run(train, *in_one_go, cwd=tmp_path, data=tiny)
+    assert "Keras cannot open this network again from a .h5 file" in out and "replace .h5 by .keras" in out
+    out, err = run(tmp_path / "test.py", cwd=tmp_path, data=tiny, code=1)
+    assert "cannot be loaded as a Keras model" in message(err)
+    edited(tmp_path, ('{args.name}.h5"', '{args.name}.keras"'))
+    out, err = run(train, *in_one_go, cwd=tmp_path, data=tiny)
+    assert f"The model is in results/{name}.keras" in out.replace("\\", "/") and "cannot" not in out and err == ""
+    out, err = run(tmp_path / "test.py", f"results/{name}.keras", cwd=tmp_path, data=tiny)
+    assert "Test accuracy: " in out and err == ""
 
 
 @pytest.fixture(scope="module")

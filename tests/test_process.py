@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -134,6 +135,17 @@ def test_python_i_is_not_killed_by_a_later_ctrl_c(tmp_path, tiny):
     out += process.communicate("print('policy', tf.keras.config.dtype_policy().name)\n", timeout=180)[0]
     assert "INTERRUPTED" in out and "policy float32" in out and "Stopped" not in out
     assert "The model is in" in out
+
+
+@posix
+def test_ctrl_c_does_not_end_a_run_in_the_background(tmp_path, tiny):
+    """In a shell script, `python train.py &` ignores Ctrl-C, which is for the program in the foreground."""
+    ignore = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    script = start("train.py", "--epochs", 3, cwd=tmp_path, data=tiny, preexec_fn=ignore)
+    assert wait_for(tmp_path / f"results/{name}.checkpoint.npz", script)
+    script.send_signal(signal.SIGINT)
+    out, err = script.wait()
+    assert (script.returncode, err) == (0, "") and "The model is in" in out
 
 
 def test_pdb(tmp_path, tiny):

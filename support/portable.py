@@ -1,0 +1,146 @@
+"""A saved model opens, and trains on, in every TensorFlow from 2.0 and every Keras from 3.3 on.
+Without this, a file opens only in a Keras like the one that saved it, and cannot be trained further."""
+import inspect
+import io
+import json
+
+import h5py
+import keras
+
+keras2_names = {  # what TensorFlow 2.0 calls a class or a setting; Keras 3 understands these names, too
+    "Functional": "Model",
+    "HeNormal": "he_normal",
+    "HeUniform": "he_uniform",
+    "LecunNormal": "lecun_normal",
+    "LecunUniform": "lecun_uniform",
+    "L1": "L1L2",
+    "L2": "L1L2",
+    "batch_shape": "batch_input_shape",
+}
+defaults = [  # settings that have default values, which no signature shows
+    ("data_format", "channels_last"),
+    ("ragged", False),
+    ("rms_scaling", False),
+    ("sparse", False),
+]
+
+
+def write(source, target):
+    """Write the HDF5 model in `source` to `target`, two Paths: the same weights, without the optimizer's state, which
+    Keras cannot read again; described in the words that Keras 2 (TensorFlow 2.0 to 2.15) and Keras 3 share, or, if a
+    part of the network has no such words, in those of Keras 3. Raises what Keras raises if it cannot open the file."""
+    with h5py.File(source) as file:
+        model = without_defaults(json.loads(file.attrs["model_config"]))
+        settings = training_settings(json.loads(file.attrs["training_config"]))
+    try:
+        shared = in_keras2_words(model)
+        write_described(source, target, shared, settings)
+        if in_keras2_words(as_understood(target)) == shared:
+            return
+    except (TypeError, ValueError):
+        pass
+    write_described(source, target, model, settings)
+    as_understood(target)
+
+
+def as_understood(path):
+    """Return the description of the model in a file, as this Keras understands it, without defaults."""
+    model = keras.models.load_model(path, compile=False)
+    return without_defaults(json.loads(model.to_json()))
+
+
+def write_described(source, target, model, settings):
+    """Write the weights in the file `source` to `target`, with this description of the model and of its training."""
+    content = io.BytesIO()  # on a full disk, HDF5 would crash
+    with h5py.File(source) as old, h5py.File(content, "w") as new:
+        old.copy("model_weights", new)
+        for key in "backend", "keras_version":
+            new.attrs[key] = old.attrs[key]
+        new.attrs["model_config"] = json.dumps(model).encode()  # TensorFlow 2.0 wants bytes
+        new.attrs["training_config"] = json.dumps(settings).encode()
+    target.write_bytes(content.getbuffer())
+
+
+def training_settings(training):
+    """Return Keras 3's description of loss, metrics and optimizer in words that Keras 2 understands, too."""
+    optimizer = in_keras2_words(without_defaults({"module": "keras.optimizers", **training["optimizer_config"]}))
+    if isinstance(optimizer["config"].get("learning_rate"), dict):
+        optimizer["config"]["learning_rate"] = 0.001  # Keras cannot read a schedule again
+    loss = training["loss"]
+    kind = loss
+    if isinstance(loss, dict):  # else it is a name
+        loss = in_keras2_words(without_defaults({"module": "keras.losses", **loss}))
+        kind = loss["class_name"]
+    metrics = in_keras2_words(without_defaults(training["metrics"] or []))
+    if kind in ("sparse_categorical_crossentropy", "SparseCategoricalCrossentropy"):
+        # by "accuracy" in a file, Keras 2 understands another metric
+        accuracy = {"class_name": "SparseCategoricalAccuracy", "config": {"name": "accuracy"}}
+        metrics = [accuracy if metric == "accuracy" else metric for metric in metrics]
+    return {
+        "loss": loss,
+        "metrics": metrics,
+        "optimizer_config": optimizer,
+        "loss_weights": None,  # TensorFlow 2.0 asks for these three
+        "weighted_metrics": None,
+        "sample_weight_mode": None,
+    }
+
+
+def without_defaults(said):
+    """Return Keras 3's description of a model, or of a part of it, without the settings that have their default values:
+    nearly all settings that an older Keras does not know, and refuses, are among them."""
+    if isinstance(said, list):
+        return [without_defaults(part) for part in said]
+    if not isinstance(said, dict):
+        return said
+    if not isinstance(said.get("config"), dict):
+        return {key: without_defaults(part) for key, part in said.items()}
+    module = (said.get("module") or "keras.layers").split(".")[-1]
+    made_by = getattr(getattr(keras, module, None), said["class_name"], None)
+    known = {}
+    if made_by and said["class_name"] not in ("L1", "L2"):  # L1L2, their name in Keras 2, has other defaults
+        known = inspect.signature(made_by).parameters
+    config = {}
+    for key, value in said["config"].items():
+        is_default = key in known and value == known[key].default
+        if is_default or (key, value) in defaults:
+            continue
+        if key in ("input_layers", "output_layers") and isinstance(value[0], str):
+            value = [value]  # Keras 3.3 wants a list even if it has one layer
+        config[key] = without_defaults(value)
+    return {**said, "config": config}
+
+
+def in_keras2_words(said):
+    """Return a description in Keras 3's words, or a part of one, in words that both understand. Raises ValueError if
+    there are none."""
+    if isinstance(said, list):
+        return [in_keras2_words(part) for part in said]
+    if not isinstance(said, dict):
+        return said
+    if "kwargs" in said:
+        return call_in_keras2_words(said)
+    if not isinstance(said.get("config"), dict):
+        return said
+    if said["class_name"] == "DTypePolicy":
+        return said["config"]["name"]
+    config = {}
+    for key, value in said["config"].items():
+        config[keras2_names.get(key, key)] = in_keras2_words(value)
+    if said["class_name"] == "LeakyReLU" and "negative_slope" in config:
+        config["alpha"] = config.pop("negative_slope")
+    new = {"class_name": keras2_names.get(said["class_name"], said["class_name"]), "config": config}
+    for key in "name", "inbound_nodes":  # only the layers of a functional model have them
+        if key in said:
+            new[key] = in_keras2_words(said[key])
+    return new
+
+
+def call_in_keras2_words(said):
+    """Return what in_keras2_words() does for the call of a layer in a functional model: its inputs, each with the
+    settings of the call."""
+    (inputs,) = said["args"]
+    if not isinstance(inputs, list):
+        inputs = [inputs]
+    settings = {key: value for key, value in said["kwargs"].items() if value is not None}
+    return [[*part["config"]["keras_history"], settings] for part in inputs]
