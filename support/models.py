@@ -36,7 +36,7 @@ def load_model(path):
         raise
     except Exception as error:  # whatever h5py, json or Keras make of a corrupt file
         raise UserError(f"{where} cannot be loaded as a Keras model:\n{one_line(error, 300)}\n"
-                        "The file may be incomplete. To make a new one: python train.py") from error
+                        "If the file is incomplete, make a new one: python train.py") from error
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=gives_scores(model))
     model.compile(loss=loss, metrics=["accuracy"])
     return model
@@ -68,21 +68,23 @@ def load_hdf5(path):
         return keras.models.load_model(copy, compile=False)
 
 
-def in_keras3_words(model):
-    """Return Keras 2's description of a Sequential, changed where Keras 3 misunderstands it."""
-    if model["class_name"] != "Sequential":
-        return model
-    layers = model["config"]["layers"]
-    first = layers[0]
-    if first["class_name"] != "InputLayer" and "batch_input_shape" in first["config"]:  # TensorFlow 2.0 to 2.2
-        shape = first["config"].pop("batch_input_shape")
-        layers.insert(0, {"class_name": "InputLayer", "config": {"batch_input_shape": shape}})
-    for layer in layers:
-        if layer["class_name"] in ("SeparableConv2D", "DepthwiseConv2D", "Conv2DTranspose"):
-            known = inspect.signature(getattr(keras.layers, layer["class_name"])).parameters
-            for key in layer["config"].keys() - known.keys() - {"name", "trainable", "dtype"}:
-                del layer["config"][key]  # Keras 2 writes down what these layers do not take
-    return model
+def in_keras3_words(said):
+    """Return Keras 2's description of a model, or of a layer, changed where Keras 3 misunderstands it."""
+    config = said["config"]
+    if said["class_name"] == "Sequential":
+        first = config["layers"][0]
+        if first["class_name"] != "InputLayer" and "batch_input_shape" in first["config"]:
+            shape = {"batch_input_shape": first["config"]["batch_input_shape"]}
+            config["layers"].insert(0, {"class_name": "InputLayer", "config": shape})
+    if said["class_name"] != "InputLayer":
+        config.pop("batch_input_shape", None)
+    if said["class_name"] in ("SeparableConv2D", "DepthwiseConv2D", "Conv2DTranspose"):
+        known = inspect.signature(getattr(keras.layers, said["class_name"])).parameters
+        for key in config.keys() - known.keys() - {"name", "trainable", "dtype"}:
+            del config[key]  # Keras 2 writes down what these layers do not take
+    for layer in config.get("layers", []):
+        in_keras3_words(layer)
+    return said
 
 
 def check(model, categories):

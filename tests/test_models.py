@@ -43,6 +43,32 @@ def test_another_network_of_keras_2(tmp_path):
     assert np.array_equal(load_model(path).predict(images, verbose=0), expected)
 
 
+def test_a_network_of_tensorflow_2_0_in_another(tmp_path):
+    """There, a network has no input layer: its first layer carries the shape."""
+    import keras
+
+    from support import portable
+    from support.models import load_model
+    inner = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Conv2D(4, 3)])
+    model = keras.Sequential([keras.Input((32, 32, 3)), inner, keras.layers.Flatten(), keras.layers.Dense(10)])
+    model.compile(loss="sparse_categorical_crossentropy")
+    model.save(tmp_path / "new.h5")
+    portable.write(tmp_path / "new.h5", tmp_path / "old.h5")
+    with h5py.File(tmp_path / "old.h5", "r+") as file:
+        description = json.loads(file.attrs["model_config"])
+        outer_layers = description["config"]["layers"]
+        outer_layers.pop(0)
+        inner_layers = outer_layers[0]["config"]["layers"]
+        input_layer = inner_layers.pop(0)
+        inner_layers[0]["config"]["batch_input_shape"] = input_layer["config"]["batch_input_shape"]
+        file.attrs["model_config"] = json.dumps(description)
+    with pytest.raises(ValueError):
+        keras.models.load_model(tmp_path / "old.h5", compile=False)
+    images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
+    again = load_model(tmp_path / "old.h5")
+    assert np.array_equal(again.predict(images, verbose=0), model.predict(images, verbose=0))
+
+
 def test_a_tutorials_own_model_is_tested(tmp_path, tiny):
     file = shutil.copy(tests / "data/tutorial-tf20.h5", tmp_path)
     Path(file).chmod(0o444)
