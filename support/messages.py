@@ -48,6 +48,8 @@ def answer_to(error, ctrl_c):
     disk = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO
     if isinstance(error, OSError) and error.errno in disk:
         return "\n" + cannot_write(error.filename or "A file", error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":  # Python's, TensorFlow's
+        return "\nThere is not enough memory.\nClose other programs, or use a smaller --batch-size or network."
     return None
 
 

@@ -155,6 +155,12 @@ def test_a_mistake_in_the_code_keeps_its_traceback(change, reason, tmp_path, tin
     assert err.count("Traceback") >= 1 and reason in err and "train.py" in err and "Delete" not in err
 
 
+def test_a_network_that_is_too_large_for_any_memory(tmp_path, tiny):
+    train = edited(tmp_path, ("Dense(1024)", "Dense(10**11)"))
+    out, err = run(train, *in_one_go, cwd=tmp_path, data=tiny, code=1)
+    assert "not enough memory" in message(err)
+
+
 empty_if = re.compile(r"^    if args[^\n]*:\n(?=\n|    \S)", re.M)
 repairs = {  # besides deleting each `if` that is left empty
     "train.py": [("    if args.seed is not None:", "    initial_epoch = 0\n    if args.seed is not None:"),
