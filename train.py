@@ -153,7 +153,9 @@ def main():
 
 def parse_args():
     """Return the options of the command line; exit with code 2 if one is wrong."""
-    parser = argparse.ArgumentParser(description="Train the tutorial's CNN on CIFAR-10, or resume an interrupted run.")
+    parser = argparse.ArgumentParser(
+        description="Train the tutorial's CNN on CIFAR-10, or resume an interrupted run.", allow_abbrev=False,
+    )
     parser.add_argument(
         "--fast", action="store_true",
         help="beat the tutorial's accuracy in a minute or two, with a better recipe (README.md explains it)",
