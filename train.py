@@ -12,7 +12,7 @@ from keras.callbacks import TensorBoard
 from keras.layers import Activation, Conv2D, Dense, Dropout, Flatten, Input, MaxPooling2D
 from keras.models import Sequential
 
-from support import download, files, logs, machine, messages, process, recipe
+from support import download, files, logs, machine, messages, pipeline, process, recipe
 from support.checkpoint import Checkpoint
 
 # hyper-parameters
@@ -51,6 +51,7 @@ def load_data(batch_size=batch_size):
         .repeat()  # after the shuffling and the batching, so an epoch is one pass over the images
         .map(preprocess_image, tf.data.AUTOTUNE)  # a batch at a time is quicker than an image at a time
         .prefetch(tf.data.AUTOTUNE)  # the next batches are made while the model trains on one
+        .with_options(pipeline.without_tuning())  # ends at once
     )
     ds_test = (
         ds_test
@@ -58,6 +59,7 @@ def load_data(batch_size=batch_size):
         .cache()
         .map(preprocess_image, tf.data.AUTOTUNE)
         .prefetch(tf.data.AUTOTUNE)
+        .with_options(pipeline.without_tuning())
     )
     return ds_train, ds_test, info
 

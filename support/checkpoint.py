@@ -14,10 +14,9 @@ from support import files, machine, messages, process, recipe
 
 class Checkpoint(keras.callbacks.Callback):
     """Save the whole state of training after every epoch, and resume from it. It is one file,
-    results/NAME.checkpoint.npz, so that a kill can never separate its parts; keras.callbacks.BackupAndRestore has two,
+    results/NAME.checkpoint.npz, so that its parts always belong together; keras.callbacks.BackupAndRestore writes two,
     without options and history. The previous checkpoint is kept in case this one is damaged.
-    `args` has the options of the command line; `loggers` are the other callbacks, as they are before this one is
-    appended to them."""
+    `args` has the options of the command line; `loggers` has the callbacks that came before this one."""
 
     def __init__(self, args, loggers):
         super().__init__()

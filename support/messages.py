@@ -21,7 +21,6 @@ def answered(main):
         from support import process  # here, because start.py needs this module before Keras
         global progress
         progress = ""
-        answer = None
         with process.guest():
             try:
                 main()
@@ -29,8 +28,7 @@ def answered(main):
                 answer = answer_to(error, process.ctrl_c)
                 if answer is None:
                     raise
-        if answer:
-            sys.exit(answer)
+                sys.exit(answer)
     return run
 
 
@@ -101,8 +99,8 @@ def whole(low, high):
 def name(text):
     """A type for argparse: a name that can be part of a file's name on every system."""
     if not re.fullmatch(r"\w([\w.-]{0,98}[\w-])?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not made of up to 100 letters, digits, '_', '-' and '.', "
-                                         "without '-' or '.' at the beginning and '.' at the end")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a valid name. Use up to 100 letters, digits, '_', '-' and "
+                                         "'.', with no '-' or '.' at the beginning and no '.' at the end")
     return text
 
 

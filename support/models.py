@@ -45,6 +45,8 @@ def load_model(path):
 def gives_scores(model):
     """Return whether a model ends without a softmax, so that its outputs are scores (logits), not probabilities."""
     last = model.layers[-1]
+    while isinstance(last, keras.Model):
+        last = last.layers[-1]
     linear = keras.activations.linear
     return getattr(last, "activation", linear) is linear and not isinstance(last, keras.layers.Softmax)
 

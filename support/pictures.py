@@ -1,27 +1,19 @@
 """The user's pictures, prepared for the model; the report; and a window where there is a display.
 Without this, the model can only be tried on CIFAR-10, and a picture is lost where there is no display."""
+import contextlib
 import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
-from PIL import ExifTags, Image, ImageOps, JpegImagePlugin
+from PIL import Image, ImageOps, JpegImagePlugin
 
 from support import files, logs, messages, models, process
 
 empty = {"squeeze": False, "subplot_kw": {"frame_on": False, "xticks": [], "yticks": []}}  # cells of a figure
 shown_size = 400  # longest side, in pixels, of a user's picture in the picture of all answers
 most_drawn = 100  # how many of the user's pictures are drawn; Matplotlib cannot save a figure of 460
-turns = {  # what makes a picture upright, by the orientation that its camera noted
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def save(model_path, kind):
@@ -59,14 +51,11 @@ def open_picture(path):
     return image
 
 
-def find_turn(image):
-    """Return the Image.Transpose that makes a loaded picture upright, or None.
-    ImageOps.exif_transpose() would do it, but it writes all of the metadata anew, and fails on tags that are odd."""
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-        return turns.get(orientation)
-    except Exception:  # each way to damage metadata has an exception of its own
-        return None
+def turn_upright(image):
+    """Turn a loaded picture upright, as its camera noted. Pillow turns the pixels first, then writes the metadata anew.
+    If they are odd, that fails, but it does no harm here."""
+    with contextlib.suppress(Exception):  # each way to damage metadata has an exception of its own
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def eight_bits(image):
@@ -93,11 +82,11 @@ def load_image(path):
     Return what the model wants, float32 (32, 32, 3) in [0, 1], the middle square, reduced with antialiasing; and the
     upright picture as an RGB PIL.Image, at most 400 pixels wide and high."""
     with open_picture(path) as image:
-        image.load()  # before its orientation is read: Pillow turns a TIFF while it loads it
-        turn = find_turn(image)
+        image.load()
+        turn_upright(image)
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
             values = np.asarray(image) / 257  # 16 bits of grey, which convert() would cut off at 255
-            image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
+            image = Image.fromarray(values.astype(np.uint8))
         elif image.mode in ("I", "F"):
             image = eight_bits(image)
         if image.has_transparency_data:
@@ -105,8 +94,6 @@ def load_image(path):
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image)
         image = image.convert("RGB")
-    if turn is not None:
-        image = image.transpose(turn)  # cameras store how they were held, not upright pictures
     small = ImageOps.fit(image, (32, 32), Image.Resampling.BICUBIC)
     seen = np.asarray(small, np.float32) / 255
     image.thumbnail((shown_size, shown_size))
@@ -121,11 +108,6 @@ def as_probabilities(outputs):
     return tf.nn.softmax(outputs).numpy()
 
 
-def printable(path):
-    """Return the name of a file as text that can be printed and drawn, even if it is not valid Unicode."""
-    return str(path).encode(errors="backslashreplace").decode()
-
-
 def classify(model_path, paths, categories):
     """Print which class the model in the file at `model_path` gives each picture, and draw the first hundred.
     `paths` has the pictures' files, `categories` the name of each label. Exit with code 1 if a file is not readable."""
@@ -134,7 +116,7 @@ def classify(model_path, paths, categories):
     answered = 0
     drawn = []
     for path in paths:
-        name = printable(path)
+        name = path.encode(errors="backslashreplace").decode()  # it may not be valid Unicode
         try:
             seen, image = load_image(path)
         except Exception as error:  # each of Pillow's readers has exceptions of its own

@@ -26,9 +26,9 @@ defaults = [  # settings that have default values, which no signature shows
 
 
 def write(source, target):
-    """Write the HDF5 model in `source` to `target`, two Paths: the same weights, without the optimizer's state, which
-    Keras cannot read again; described in the words that Keras 2 (TensorFlow 2.0 to 2.15) and Keras 3 share, or, if a
-    part of the network has no such words, in those of Keras 3. Raises what Keras raises if it cannot open the file."""
+    """Copy the HDF5 model in `source` to `target`, two Paths, without the optimizer's state, which Keras cannot read
+    again. The network is described in words that Keras 2 (TensorFlow 2.0 to 2.15) and Keras 3 both know; if there are
+    none, in Keras 3's. Raises what Keras raises if it cannot open the new file."""
     with h5py.File(source) as file:
         model = without_defaults(json.loads(file.attrs["model_config"]))
         settings = training_settings(json.loads(file.attrs["training_config"]))

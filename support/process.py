@@ -1,4 +1,4 @@
-"""A run is a guest in its process: it sets what it needs, and restores what it found.
+"""A run changes some settings of Python, Keras and the console. At its end, they are as they were before.
 Without this, a second run in a notebook or in IDLE works with what the first one left."""
 import contextlib
 import ctypes
@@ -22,7 +22,7 @@ ctrl_c = False  # whether it was pressed in this run
 
 @contextlib.contextmanager
 def guest():
-    """Lend a run the settings, streams and folder that it needs."""
+    """Change the settings, streams and folder for a run, and restore them when the `with` block ends."""
     with at_end:
         keras_settings()
         signals()

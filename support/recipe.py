@@ -53,7 +53,7 @@ class Fast(keras.callbacks.Callback):
         scale = (batch_size / 64) ** 0.5 * min(1, 3 / epochs) ** (1 / 3)  # small batches and long runs need lower rates
         steps = epochs * (info.splits["train"].num_examples // batch_size)
         optimizer = Muon(OneCycle(scale * adam_peak, steps), beta_2=beta_2, weight_decay=weight_decay)
-        loss = SmoothedCrossentropy(from_logits=models.gives_scores(model))
+        loss = smoothed_crossentropy(from_logits=models.gives_scores(model))
         model.compile(loss=loss, optimizer=optimizer, metrics=["accuracy"])
         # makes the variables of the metrics; with all of them there, `fit` traces the training step once, not twice
         model.compute_metrics(None, np.zeros(1), np.zeros((1, model.output_shape[-1])))
@@ -106,17 +106,13 @@ def whitening(images, size, filters):
     return kernel.reshape(*size, 3, filters), -patches.mean(axis=0) @ kernel
 
 
-class SmoothedCrossentropy(keras.losses.Loss):
-    """The loss when a part of each label is spread over all classes (https://arxiv.org/abs/1512.00567). `from_logits`
-    says that the outputs are scores, not probabilities."""
-
-    def __init__(self, from_logits):
-        super().__init__()
-        self.from_logits = from_logits
-
-    def call(self, labels, outputs):
+def smoothed_crossentropy(from_logits):
+    """Return the loss, a function, when a part of each label is spread over all classes
+    (https://arxiv.org/abs/1512.00567). `from_logits` says that the outputs are scores, not probabilities."""
+    def loss(labels, outputs):
         targets = tf.one_hot(tf.cast(tf.reshape(labels, [-1]), tf.int32), outputs.shape[-1])
-        return keras.losses.categorical_crossentropy(targets, outputs, self.from_logits, smoothing)
+        return keras.losses.categorical_crossentropy(targets, outputs, from_logits, smoothing)
+    return loss
 
 
 class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
@@ -174,8 +170,10 @@ def change(batch, seed):
     pixels = tf.range(size)
     columns = tf.where(flip < 0.5, pixels, size - 1 - pixels)
     shifts = 2 * farthest + 1
-    rows = reflect(pixels + tf.cast(shifts * down, tf.int32) - farthest, size - 1)
-    columns = reflect(columns + tf.cast(shifts * right, tf.int32) - farthest, size - 1)
+    rows = pixels + tf.cast(shifts * down, tf.int32)
+    columns = columns + tf.cast(shifts * right, tf.int32)
+    edges = (farthest, farthest)
+    images = tf.pad(images, ((0, 0), edges, edges, (0, 0)), "REFLECT")
     images = tf.gather(images, rows, axis=1, batch_dims=1)
     images = tf.gather(images, columns, axis=2, batch_dims=1)
     in_rows = within(pixels, top)[:, :, None, None]
@@ -188,9 +186,3 @@ def within(pixels, place):
     smaller."""
     first = tf.cast(place * (len(pixels) + 1), tf.int32) - hole // 2
     return (pixels >= first) & (pixels < first + hole)
-
-
-def reflect(numbers, last):
-    """Return the pixel indices with those beyond the edges, below 0 or above `last`, reflected into the image."""
-    not_negative = tf.abs(numbers)
-    return last - tf.abs(last - not_negative)

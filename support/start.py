@@ -1,5 +1,6 @@
 """What must happen before TensorFlow is imported. Without this, TensorFlow writes its log to the console, many CPUs
 train more slowly, settings that other programs left break this one, and a missing package ends in a traceback."""
+import contextlib
 import importlib
 import os
 import sys
@@ -35,14 +36,6 @@ def without_stderr(function):
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
-
-
-def use_backend(name):
-    """Let Matplotlib use the backend in MPLBACKEND. If that fails, Matplotlib chooses one when it draws."""
-    try:
-        importlib.import_module("matplotlib.pyplot").switch_backend(name)
-    except Exception:  # each backend has errors of its own
-        pass
 
 
 def interrupted(error):
@@ -81,4 +74,6 @@ finally:
     if backend:
         os.environ["MPLBACKEND"] = backend
 if backend and "inline" not in backend:
-    use_backend(backend)
+    # each backend has errors of its own; Matplotlib then chooses one when it draws
+    with contextlib.suppress(Exception):
+        importlib.import_module("matplotlib.pyplot").switch_backend(backend)

@@ -77,6 +77,19 @@ def test_a_tutorials_own_model_is_tested(tmp_path, tiny):
     assert "Test accuracy: " in out and err == "" and Path(file).read_bytes() == before
 
 
+def test_scores_are_told_from_probabilities():
+    """By the last layer, in a network inside another one, too."""
+    import keras
+
+    from support.models import gives_scores
+    layers = keras.layers
+    for last, scores in ((layers.Dense(10), True), (layers.Dense(10, activation="softmax"), False),
+                         (layers.Softmax(), False), (layers.Activation("softmax"), False),
+                         (keras.Sequential([layers.Dense(10), layers.Softmax()]), False),
+                         (keras.Sequential([layers.Dense(10)]), True)):
+        assert gives_scores(keras.Sequential([keras.Input((10,)), last])) == scores
+
+
 def test_keras_own_format(small_model, tmp_path, tiny):
     import keras
     keras.models.load_model(small_model, compile=False).save(tmp_path / "model.keras")
