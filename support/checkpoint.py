@@ -15,7 +15,8 @@ from support import files, machine, messages, process, recipe
 class Checkpoint(keras.callbacks.Callback):
     """Save the whole state of training after every epoch, and resume from it. It is one file,
     results/NAME.checkpoint.npz, so that its parts always belong together; keras.callbacks.BackupAndRestore writes two,
-    without options and history. The previous checkpoint is kept in case this one is damaged.
+    without options and history. The previous checkpoint is kept in case this one is damaged. A checkpoint without any
+    epoch is written when the training begins: the sign that the logs belong to an unfinished run.
     `args` has the options of the command line; `loggers` has the callbacks that came before this one."""
 
     def __init__(self, args, loggers):
@@ -51,7 +52,7 @@ class Checkpoint(keras.callbacks.Callback):
         for part in "train", "validation":  # left by an unfinished run; on_train_begin logs its epochs again
             shutil.rmtree(logdir / part, ignore_errors=True)
         if not self.history:
-            files.write_atomically(self.path, self.write)  # without an epoch: the sign that these logs are unfinished
+            files.write_atomically(self.path, self.write)
             self.previous.unlink(missing_ok=True)
         return len(self.history)
 

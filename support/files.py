@@ -41,29 +41,25 @@ def claim(name):
             raise UserError(f"Cannot write to the folder {folder}: {error.strerror}.") from error
     if model_file(name).is_dir():
         raise UserError(f"The model cannot be saved as {model_file(name)}: a folder has that name.")
-    process.at_end.enter_context(locked(model_file(name).with_suffix(".lock")))
+    lock(model_file(name).with_suffix(".lock"))
 
 
-@contextlib.contextmanager
-def locked(path):
-    """Create a file at `path` and hold a lock on it. The system releases the lock even if the process crashes.
-    Raises UserError if another process has it."""
-    with path.open("ab") as file:
-        try:
-            if os.name == "nt":
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:  # on POSIX, on Windows
-            raise UserError(f"Another training run with this name is in progress (it holds {path}).\n"
-                            "Wait until it ends, or choose another --name.") from error
-        except OSError:  # a drive without locks
-            pass
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):  # Windows keeps the empty file while it is open; it does no harm
-                path.unlink()
+def lock(path):
+    """Create a file at `path` and lock it until the end of the run. The system releases the lock even if the process
+    crashes. Raises UserError if another process has it."""
+    file = process.at_end.enter_context(path.open("ab"))
+    try:
+        if os.name == "nt":
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:  # on POSIX, on Windows
+        raise UserError(f"Another training run with this name is in progress (it holds {path}).\n"
+                        "Wait until it ends, or choose another --name.") from error
+    except OSError:  # a drive without locks
+        pass
+    if os.name != "nt":  # Windows cannot delete an open file; the empty file does no harm there
+        process.at_end.callback(path.unlink, missing_ok=True)
 
 
 def write_atomically(path, write, previous=None):

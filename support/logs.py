@@ -27,7 +27,7 @@ class Details(keras.callbacks.CSVLogger):
     def set_model(self, model):
         super().set_model(model)
         self.train_writer = tf.summary.create_file_writer(str(self.logdir / "train"))
-        forward_pass = tf.function(model).get_concrete_function(tf.TensorSpec((None, *model.input_shape[1:])))
+        forward_pass = tf.function(model).get_concrete_function(tf.TensorSpec(model.input_shape))
         with self.train_writer.as_default():
             tf.summary.graph(forward_pass.graph)
         options = {**self.options, "seed": str(self.options["seed"]), "precision": model.dtype_policy.name}

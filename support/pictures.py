@@ -27,11 +27,10 @@ def save(model_path, kind):
 
 
 def draw(axes, image, title, **style):
-    """Show an image, or a PIL.Image, under its title and without axes."""
+    """Show an image, or a PIL.Image, under its title."""
     axes.imshow(image)
     axes.set_anchor("N")  # at the top of its cell; otherwise the layout expects a lower title and cuts it off
     axes.set_title(title, parse_math=False, **style)  # a file's name may have dollar signs, as formulas have
-    axes.axis("off")
 
 
 def open_picture(path):

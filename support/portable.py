@@ -1,5 +1,10 @@
 """A saved model opens, and trains on, in every TensorFlow from 2.0 and every Keras from 3.3 on.
-Without this, a file opens only in a Keras like the one that saved it, and cannot be trained further."""
+Without this, a file opens only in a Keras like the one that saved it, and cannot be trained further.
+
+Keras describes a layer in the file like this:
+    {"module": "keras.layers", "class_name": "ReLU", "config": {"dtype": {"class_name": "DTypePolicy", ...}, ...}, ...}
+Here it becomes what Keras 2 would write, and Keras 3 can still read:
+    {"class_name": "ReLU", "config": {"dtype": "float32", ...}}"""
 import inspect
 import io
 import json
@@ -32,12 +37,14 @@ def write(source, target):
     with h5py.File(source) as file:
         model = without_defaults(json.loads(file.attrs["model_config"]))
         settings = training_settings(json.loads(file.attrs["training_config"]))
-    try:
+    try:  # words that both know
         shared = in_keras2_words(model)
         write_described(source, target, shared, settings)
         if in_keras2_words(as_understood(target)) == shared:
             return
-    except (TypeError, ValueError):
+    except OSError:  # the disk is full
+        raise
+    except Exception:  # Keras raises many kinds; Keras 2 cannot describe a layer with two arguments, for example
         pass
     write_described(source, target, model, settings)
     as_understood(target)
@@ -86,61 +93,62 @@ def training_settings(training):
     }
 
 
-def without_defaults(said):
+def without_defaults(description):
     """Return Keras 3's description of a model, or of a part of it, without the settings that have their default values:
     nearly all settings that an older Keras does not know, and refuses, are among them."""
-    if isinstance(said, list):
-        return [without_defaults(part) for part in said]
-    if not isinstance(said, dict):
-        return said
-    if not isinstance(said.get("config"), dict):
-        return {key: without_defaults(part) for key, part in said.items()}
-    module = (said.get("module") or "keras.layers").split(".")[-1]
-    made_by = getattr(getattr(keras, module, None), said["class_name"], None)
+    if isinstance(description, list):
+        return [without_defaults(part) for part in description]
+    if not isinstance(description, dict):
+        return description
+    if not isinstance(description.get("config"), dict):
+        return {key: without_defaults(part) for key, part in description.items()}
+    module = (description.get("module") or "keras.layers").split(".")[-1]
+    made_by = getattr(getattr(keras, module, None), description["class_name"], None)
     known = {}
-    if made_by and said["class_name"] not in ("L1", "L2"):  # L1L2, their name in Keras 2, has other defaults
+    # L1L2, as Keras 2 calls L1 and L2, has other defaults; and Keras wants to read all settings of a Rescaling
+    if made_by and description["class_name"] not in ("L1", "L2", "Rescaling"):
         known = inspect.signature(made_by).parameters
     config = {}
-    for key, value in said["config"].items():
+    for key, value in description["config"].items():
         is_default = key in known and value == known[key].default
         if is_default or (key, value) in defaults:
             continue
         if key in ("input_layers", "output_layers") and isinstance(value[0], str):
             value = [value]  # Keras 3.3 wants a list even if it has one layer
         config[key] = without_defaults(value)
-    return {**said, "config": config}
+    return {**description, "config": config}
 
 
-def in_keras2_words(said):
+def in_keras2_words(description):
     """Return a description in Keras 3's words, or a part of one, in words that both understand. Raises ValueError if
     there are none."""
-    if isinstance(said, list):
-        return [in_keras2_words(part) for part in said]
-    if not isinstance(said, dict):
-        return said
-    if "kwargs" in said:
-        return call_in_keras2_words(said)
-    if not isinstance(said.get("config"), dict):
-        return said
-    if said["class_name"] == "DTypePolicy":
-        return said["config"]["name"]
+    if isinstance(description, list):
+        return [in_keras2_words(part) for part in description]
+    if not isinstance(description, dict):
+        return description
+    if "kwargs" in description:
+        return call_in_keras2_words(description)
+    if not isinstance(description.get("config"), dict):
+        return description
+    if description["class_name"] == "DTypePolicy":
+        return description["config"]["name"]
     config = {}
-    for key, value in said["config"].items():
+    for key, value in description["config"].items():
         config[keras2_names.get(key, key)] = in_keras2_words(value)
-    if said["class_name"] == "LeakyReLU" and "negative_slope" in config:
+    if description["class_name"] == "LeakyReLU" and "negative_slope" in config:
         config["alpha"] = config.pop("negative_slope")
-    new = {"class_name": keras2_names.get(said["class_name"], said["class_name"]), "config": config}
+    new = {"class_name": keras2_names.get(description["class_name"], description["class_name"]), "config": config}
     for key in "name", "inbound_nodes":  # only the layers of a functional model have them
-        if key in said:
-            new[key] = in_keras2_words(said[key])
+        if key in description:
+            new[key] = in_keras2_words(description[key])
     return new
 
 
-def call_in_keras2_words(said):
+def call_in_keras2_words(description):
     """Return what in_keras2_words() does for the call of a layer in a functional model: its inputs, each with the
     settings of the call."""
-    (inputs,) = said["args"]
+    (inputs,) = description["args"]
     if not isinstance(inputs, list):
         inputs = [inputs]
-    settings = {key: value for key, value in said["kwargs"].items() if value is not None}
+    settings = {key: value for key, value in description["kwargs"].items() if value is not None}
     return [[*part["config"]["keras_history"], settings] for part in inputs]

@@ -16,7 +16,8 @@ import numpy as np
 import pooch
 import tensorflow as tf
 
-at_end = contextlib.ExitStack()  # what the end of the run gives back, however it ends
+# Here, each change notes how to undo it. The end of the run undoes them all, in reverse order.
+at_end = contextlib.ExitStack()
 ctrl_c = False  # whether it was pressed in this run
 
 

@@ -65,6 +65,7 @@ edits = {  # key: an edit; values: the network that it makes, and a word that it
         of.Conv2D(4, 5, use_bias=False), of.BatchNormalization(), of.SeparableConv2D(4, 3),
         of.GlobalAveragePooling2D()), '"use_bias": false'),
     "flips": (lambda of: sequential(of.RandomFlip("horizontal", seed=1), of.Flatten()), '"seed": 1'),
+    "rescaling": (lambda of: sequential(of.Rescaling(2.0), of.Flatten()), '"Rescaling"'),
     "leaky": (lambda of: sequential(of.Conv2D(6, 3, groups=3), of.LeakyReLU(0.1), of.Flatten()), '"alpha": 0.1'),
     "regularizers": (lambda of: sequential(
         of.Conv2D(4, 3, kernel_regularizer="l2"), of.Conv2D(4, 3, kernel_regularizer="l1"), of.Flatten()), '"L1L2"'),
