@@ -134,6 +134,8 @@ def in_keras2_words(description):
         return description["config"]["name"]
     config = {}
     for key, value in description["config"].items():
+        if value == "hard_sigmoid":
+            raise ValueError("Keras 2 has another function of this name")
         config[keras2_names.get(key, key)] = in_keras2_words(value)
     if description["class_name"] == "LeakyReLU" and "negative_slope" in config:
         config["alpha"] = config.pop("negative_slope")

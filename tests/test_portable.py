@@ -74,6 +74,8 @@ edits = {  # key: an edit; values: the network that it makes, and a word that it
     "two branches": (two_branches, '"Model"'),
     "an activation that Keras 2 does not know": (lambda of: sequential(
         of.Conv2D(4, 3, activation=of.LeakyReLU(0.2)), of.Flatten()), '"registered_name"'),
+    "an activation that is another one in Keras 2": (lambda of: sequential(
+        of.Conv2D(4, 3, activation="hard_sigmoid"), of.Flatten()), '"registered_name"'),
 }
 
 
