@@ -47,7 +47,10 @@ def claim(name):
 def lock(path):
     """Create a file at `path` and lock it until the end of the run. The system releases the lock even if the process
     crashes. Raises UserError if another process has it."""
-    file = process.at_end.enter_context(path.open("ab"))
+    try:
+        file = process.at_end.enter_context(path.open("ab"))
+    except OSError as error:
+        raise UserError(cannot_write(path, error)) from error
     try:
         if os.name == "nt":
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)

@@ -75,7 +75,8 @@ def again():
 
 def one_line(error, length=200):
     """Return the text of an error, or its kind if it has none, as one line of that length at most."""
-    return " ".join(str(error).split())[:length] or type(error).__name__
+    text = re.sub(r"\x1b\[[\d;]*m", "", str(error))  # Keras colours some of its messages
+    return " ".join(text.split())[:length] or type(error).__name__
 
 
 def cannot_write(path, error):
@@ -101,6 +102,9 @@ def name(text):
     if not re.fullmatch(r"\w([\w.-]{0,98}[\w-])?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a valid name. Use up to 100 letters, digits, '_', '-' and "
                                          "'.', with no '-' or '.' at the beginning and no '.' at the end")
+    for kept in ("draft-", "part-", "previous-", "unreadable-"):
+        if text.startswith(kept):
+            raise argparse.ArgumentTypeError(f"{text!r} begins with {kept!r}, as temporary files do")
     return text
 
 

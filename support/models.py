@@ -1,4 +1,4 @@
-"""Models that people bring, from any TensorFlow since 2.0, open here, or it is said why not.
+"""Models that people bring, from any TensorFlow since 2.0, open here, or it is description why not.
 Without this, the tutorial's own models do not open, and a file of another kind ends in a traceback."""
 import inspect
 import json
@@ -59,34 +59,40 @@ def load_hdf5(path):
             raise UserError(f"{path.absolute()} holds only weights, without their network.\n"
                             "Save the whole model, with model.save() instead of model.save_weights().")
         description = file.attrs["model_config"]
-    mended = in_keras3_words(json.loads(description))
-    if mended == json.loads(description):
-        return keras.models.load_model(path, compile=False)
+        version = str(file.attrs.get("keras_version", ""))
+    if version.startswith("2") and '"hard_sigmoid"' in description:
+        raise UserError(f"{path.absolute()} uses the hard_sigmoid of Keras 2,\n"
+                        "and Keras 3 has another function of this name. Open it with TensorFlow 2.15 or earlier.")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(shutil.copy(path, Path(folder, "model.h5")))
         copy.chmod(0o600)  # the file may be read-only
         with h5py.File(copy, "r+") as file:
-            file.attrs["model_config"] = json.dumps(mended)
+            file.attrs["model_config"] = json.dumps(in_keras3_words(json.loads(description)))
         return keras.models.load_model(copy, compile=False)
 
 
-def in_keras3_words(said):
+def in_keras3_words(description):
     """Return Keras 2's description of a model, or of a layer, changed where Keras 3 misunderstands it."""
-    config = said["config"]
-    if said["class_name"] == "Sequential":
+    config = description["config"]
+    if description["class_name"] == "Sequential":
         first = config["layers"][0]
         if first["class_name"] != "InputLayer" and "batch_input_shape" in first["config"]:
             shape = {"batch_input_shape": first["config"]["batch_input_shape"]}
             config["layers"].insert(0, {"class_name": "InputLayer", "config": shape})
-    if said["class_name"] != "InputLayer":
+    if description["class_name"] != "InputLayer":
         config.pop("batch_input_shape", None)
-    if said["class_name"] in ("SeparableConv2D", "DepthwiseConv2D", "Conv2DTranspose"):
-        known = inspect.signature(getattr(keras.layers, said["class_name"])).parameters
-        for key in config.keys() - known.keys() - {"name", "trainable", "dtype"}:
+    for key in "input_layers", "output_layers":
+        if len(config.get(key, [])) == 1:  # inside another model, Keras 3 would make a list of one output
+            config[key] = config[key][0]
+    if description["class_name"] in ("SeparableConv2D", "DepthwiseConv2D", "Conv2DTranspose", "SpatialDropout2D"):
+        accepted = set(inspect.signature(getattr(keras.layers, description["class_name"])).parameters)
+        if "kwargs" in accepted:
+            accepted |= {"name", "trainable", "dtype"}
+        for key in config.keys() - accepted:
             del config[key]  # Keras 2 writes down what these layers do not take
     for layer in config.get("layers", []):
         in_keras3_words(layer)
-    return said
+    return description
 
 
 def check(model, categories):

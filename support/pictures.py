@@ -60,13 +60,16 @@ def turn_upright(image):
 def eight_bits(image):
     """Return a grey picture of 32 bits, whole numbers or floats, as one of 8 bits; convert() would cut it off at 255.
     Which value is white is not written in the file. The usual scales are kept, other values are stretched."""
-    values = np.asarray(image).astype(np.float64)
+    values = np.asarray(image)
+    if image.mode == "I" and image.format == "TIFF" and image.tag_v2.get(339, (1,)) == (1,):
+        values = values.view(np.uint32)  # Pillow takes whole numbers without a sign for those with one
+    values = values.astype(np.float64)
     finite = values[np.isfinite(values)]
     if finite.size == 0:
         raise ValueError("none of its values is a finite number")
     low = finite.min()
     high = finite.max()
-    for white in (1, 255, 65535):
+    for white in (1, 255, 65535, 2**32 - 1):
         if low >= 0 and white / 2 <= high <= white:
             low = 0
             high = white
@@ -101,6 +104,7 @@ def load_image(path):
 
 def as_probabilities(outputs):
     """Return a model's outputs, (n, classes), as probabilities: a model that ends without a softmax has scores."""
+    messages.require(np.isfinite(outputs).all(), "The model's answers are not numbers (NaN). Train it again.")
     in_range = outputs.min() >= 0 and outputs.max() <= 1
     if in_range and np.allclose(outputs.sum(axis=1), 1, atol=0.01):
         return outputs

@@ -35,7 +35,7 @@ def write(source, target):
     again. The network is described in words that Keras 2 (TensorFlow 2.0 to 2.15) and Keras 3 both know; if there are
     none, in Keras 3's. Raises what Keras raises if it cannot open the new file."""
     with h5py.File(source) as file:
-        model = without_defaults(json.loads(file.attrs["model_config"]))
+        model = outputs_in_lists(without_defaults(json.loads(file.attrs["model_config"])))
         settings = training_settings(json.loads(file.attrs["training_config"]))
     try:  # words that both know
         shared = in_keras2_words(model)
@@ -53,7 +53,16 @@ def write(source, target):
 def as_understood(path):
     """Return the description of the model in a file, as this Keras understands it, without defaults."""
     model = keras.models.load_model(path, compile=False)
-    return without_defaults(json.loads(model.to_json()))
+    return outputs_in_lists(without_defaults(json.loads(model.to_json())))
+
+
+def outputs_in_lists(model):
+    """Return the description of a model with its inputs and outputs in lists; Keras 3.3 wants a list of one, too."""
+    for key in "input_layers", "output_layers":
+        layers = model["config"].get(key)
+        if layers and isinstance(layers[0], str):
+            model["config"][key] = [layers]
+    return model
 
 
 def write_described(source, target, model, settings):
@@ -113,8 +122,6 @@ def without_defaults(description):
         is_default = key in known and value == known[key].default
         if is_default or (key, value) in defaults:
             continue
-        if key in ("input_layers", "output_layers") and isinstance(value[0], str):
-            value = [value]  # Keras 3.3 wants a list even if it has one layer
         config[key] = without_defaults(value)
     return {**description, "config": config}
 
@@ -136,6 +143,8 @@ def in_keras2_words(description):
     for key, value in description["config"].items():
         if value == "hard_sigmoid":
             raise ValueError("Keras 2 has another function of this name")
+        if key == "layers" and any("output_layers" in layer["config"] for layer in value):
+            raise ValueError("Keras 2 counts the calls of a model inside another one differently")
         config[keras2_names.get(key, key)] = in_keras2_words(value)
     if description["class_name"] == "LeakyReLU" and "negative_slope" in config:
         config["alpha"] = config.pop("negative_slope")

@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 import keras
+import matplotlib.pyplot as plt
 import numpy as np
 import pooch
 import tensorflow as tf
@@ -29,6 +30,7 @@ def guest():
         signals()
         streams()
         folder()
+        at_end.enter_context(plt.rc_context({"text.usetex": False}))  # whatever ~/.config/matplotlib/matplotlibrc says
         at_end.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata, Matplotlib where there is no display
         loggers = [logging.getLogger(name) for name in ("absl", "tensorflow", "urllib3")]

@@ -242,6 +242,7 @@ def test_every_orientation(photo, tmp_path, file):
 
 
 def test_32_bits_of_grey(photo, tmp_path):
+    from support.pictures import load_image
     grey = np.asarray(photo.resize((32, 32)).convert("L")).astype(float)
     stretched = np.round((grey - grey.min()) / (grey.max() - grey.min()) * 255)
     file = tmp_path / "a.tif"
@@ -252,6 +253,10 @@ def test_32_bits_of_grey(photo, tmp_path):
         assert abs(seen(Image.fromarray(values.astype(np.float32)), file)[..., 0] - stretched).max() < 2
     for values in grey * 10, grey * 1000 - 70_000, (grey - 127.5) * 1e7:
         assert abs(seen(Image.fromarray(values.astype(np.int32)), file)[..., 0] - stretched).max() < 2
+    for scale in 1, 1000, 2**24:  # without a sign, which Pillow takes for one; it can only write the other kind
+        Image.fromarray((grey * scale).astype(np.uint32).view(np.int32)).save(file, tiffinfo={339: 1})
+        pixels = load_image(file)[0][..., 0] * 255
+        assert abs(pixels - (stretched if scale == 1000 else grey)).max() < 3
     values = (grey / 255).astype(np.float32)
     values[0, :3] = np.nan, np.inf, -np.inf
     pixels = seen(Image.fromarray(values), file)[..., 0]

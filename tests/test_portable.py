@@ -60,6 +60,12 @@ def two_branches(layers):
     return keras.Model(inputs, layers.Dense(10, activation="softmax")(layers.Flatten()(joined)))
 
 
+def branch(layers):
+    import keras
+    inputs = keras.Input((32, 32, 3))
+    return keras.Model(inputs, layers.BatchNormalization()(layers.Conv2D(4, 3)(inputs)))
+
+
 edits = {  # key: an edit; values: the network that it makes, and a word that its description needs
     "normalization": (lambda of: sequential(
         of.Conv2D(4, 5, use_bias=False), of.BatchNormalization(), of.SeparableConv2D(4, 3),
@@ -72,6 +78,7 @@ edits = {  # key: an edit; values: the network that it makes, and a word that it
     "initial values": (lambda of: sequential(
         of.Conv2D(4, 3, kernel_initializer="he_normal"), of.Flatten()), '"he_normal"'),
     "two branches": (two_branches, '"Model"'),
+    "a network inside": (lambda of: sequential(branch(of), of.Flatten()), '"registered_name"'),
     "an activation that Keras 2 does not know": (lambda of: sequential(
         of.Conv2D(4, 3, activation=of.LeakyReLU(0.2)), of.Flatten()), '"registered_name"'),
     "an activation that is another one in Keras 2": (lambda of: sequential(
