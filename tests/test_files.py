@@ -58,6 +58,12 @@ def refusal(path, capsys):
     return message(str(error.value))
 
 
+def test_a_folder_in_the_place_of_the_lock(tmp_path, tiny):
+    (tmp_path / f"results/{name}.lock").mkdir(parents=True)
+    out, err = run("train.py", *in_one_go, cwd=tmp_path, data=tiny, code=1)
+    assert f"{name}.lock: " in message(err) and out == ""
+
+
 def test_another_model_of_the_right_shape(small_model, tmp_path, tiny):
     out, err = run("test.py", small_model, cwd=tmp_path, data=tiny)
     assert "Test accuracy: " in out and err == ""

@@ -253,8 +253,13 @@ def test_32_bits_of_grey(photo, tmp_path):
         assert abs(seen(Image.fromarray(values.astype(np.float32)), file)[..., 0] - stretched).max() < 2
     for values in grey * 10, grey * 1000 - 70_000, (grey - 127.5) * 1e7:
         assert abs(seen(Image.fromarray(values.astype(np.int32)), file)[..., 0] - stretched).max() < 2
-    for scale in 1, 1000, 2**24:  # without a sign, which Pillow takes for one; it can only write the other kind
-        Image.fromarray((grey * scale).astype(np.uint32).view(np.int32)).save(file, tiffinfo={339: 1})
+    signed = struct.pack("<HHLH", 339, 3, 1, 2)
+    unsigned = struct.pack("<HHLH", 339, 3, 1, 1)
+    for scale in 1, 1000, 2**24:  # numbers without a sign; Pillow writes only the other kind
+        Image.fromarray((grey * scale).astype(np.uint32).view(np.int32)).save(file)
+        content = file.read_bytes()
+        assert content.count(signed) == 1
+        file.write_bytes(content.replace(signed, unsigned))
         pixels = load_image(file)[0][..., 0] * 255
         assert abs(pixels - (stretched if scale == 1000 else grey)).max() < 3
     values = (grey / 255).astype(np.float32)
@@ -357,6 +362,16 @@ def test_scores_become_probabilities(folder, model, photo, tmp_path):
     scores.save(tmp_path / "scores.h5")
     found, err = classify(folder, tmp_path / "photo.png", model=tmp_path / "scores.h5")
     assert found == classify(folder, tmp_path / "photo.png")[0]
+
+
+def test_a_model_that_answers_nan(folder, model, photo, tmp_path):
+    import keras
+    photo.save(tmp_path / "photo.png")
+    failed = keras.models.clone_model(model)
+    failed.set_weights([weights * np.nan for weights in model.get_weights()])
+    failed.save(tmp_path / "nan.h5")
+    out, err = run("test.py", tmp_path / "nan.h5", "--image", tmp_path / "photo.png", cwd=folder, data=folder, code=1)
+    assert "not numbers" in message(err) and out == ""
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

@@ -242,6 +242,15 @@ def test_settings_that_other_programs_left(setting, tmp_path, tiny, undisturbed)
     assert (tmp_path / csv).read_text() == (undisturbed / csv).read_text()
 
 
+def test_tex_in_the_settings_of_matplotlib(small_model, tmp_path, tiny):
+    """TeX may be missing, and the names of files are not in its language."""
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True")
+    env = environment(tiny, MATPLOTLIBRC=str(tmp_path))
+    out, err = run("test.py", small_model, "--image", root / ".github/images.png", cwd=tmp_path, data=tiny, env=env,
+                   plain=True)
+    assert err == "" and "Picture saved as" in out
+
+
 def test_two_trainings_of_one_name(tmp_path, tiny):
     first = start("train.py", "--epochs", 50, "--batch-size", 70, cwd=tmp_path, data=tiny)
     assert wait_for(tmp_path / f"results/{name}.checkpoint.npz", first)
