@@ -81,6 +81,8 @@ def in_keras3_words(description):
             config["layers"].insert(0, {"class_name": "InputLayer", "config": shape})
     if description["class_name"] != "InputLayer":
         config.pop("batch_input_shape", None)
+    if isinstance(config.get("dtype"), dict):  # a mixed precision
+        config["dtype"] = config["dtype"]["config"]["name"]
     for key in "input_layers", "output_layers":
         if len(config.get(key, [])) == 1:  # inside another model, Keras 3 would make a list of one output
             config[key] = config[key][0]

@@ -18,6 +18,7 @@ keras2_names = {  # what TensorFlow 2.0 calls a class or a setting; Keras 3 unde
     "HeUniform": "he_uniform",
     "LecunNormal": "lecun_normal",
     "LecunUniform": "lecun_uniform",
+    "Orthogonal": "orthogonal",
     "L1": "L1L2",
     "L2": "L1L2",
     "batch_shape": "batch_input_shape",

@@ -50,6 +50,8 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # faster convolutions; Tens
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")  # there are drives without locks, and nothing here needs one
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever ~/.keras/keras.json says
+for limit in "KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH":  # left by a trial; Keras would end the training early
+    os.environ.pop(limit, None)
 os.environ["TF_USE_LEGACY_KERAS"] = "0"  # else TensorBoard asks for Keras 2
 
 # Matplotlib reads MPLBACKEND while it is imported, and a wrong name would stop the program here. A Jupyter kernel

@@ -69,6 +69,21 @@ def test_a_network_of_tensorflow_2_0_in_another(tmp_path):
     assert np.array_equal(again.predict(images, verbose=0), model.predict(images, verbose=0))
 
 
+def test_mixed_precision_of_keras_2_and_other_suffixes(small_model, tmp_path):
+    import keras
+
+    from support.models import load_model
+    path = shutil.copy(small_model, tmp_path / "model.hdf")
+    with h5py.File(path, "r+") as file:
+        description = json.loads(file.attrs["model_config"])
+        for layer in description["config"]["layers"][1:]:
+            layer["config"]["dtype"] = {"class_name": "Policy", "config": {"name": "mixed_float16"}}
+        file.attrs["model_config"] = json.dumps(description)
+    images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
+    expected = keras.models.load_model(small_model, compile=False).predict(images, verbose=0)
+    assert np.allclose(load_model(Path(path)).predict(images, verbose=0), expected, atol=0.01)
+
+
 def test_a_tutorials_own_model_is_tested(tmp_path, tiny):
     file = shutil.copy(tests / "data/tutorial-tf20.h5", tmp_path)
     Path(file).chmod(0o444)

@@ -76,7 +76,8 @@ edits = {  # key: an edit; values: the network that it makes, and a word that it
     "regularizers": (lambda of: sequential(
         of.Conv2D(4, 3, kernel_regularizer="l2"), of.Conv2D(4, 3, kernel_regularizer="l1"), of.Flatten()), '"L1L2"'),
     "initial values": (lambda of: sequential(
-        of.Conv2D(4, 3, kernel_initializer="he_normal"), of.Flatten()), '"he_normal"'),
+        of.Conv2D(4, 3, kernel_initializer="he_normal"), of.Conv2D(4, 3, kernel_initializer="orthogonal"),
+        of.Flatten()), '"orthogonal"'),
     "two branches": (two_branches, '"Model"'),
     "a network inside": (lambda of: sequential(branch(of), of.Flatten()), '"registered_name"'),
     "an activation that Keras 2 does not know": (lambda of: sequential(

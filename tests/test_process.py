@@ -228,7 +228,7 @@ def test_idle(display, tmp_path, tiny):
 
 
 @pytest.mark.parametrize("setting", [
-    {"KERAS_BACKEND": "jax"}, {"TF_USE_LEGACY_KERAS": "1"}, '{"backend": "torch"}',
+    {"KERAS_BACKEND": "jax"}, {"KERAS_MAX_EPOCHS": "1"}, {"TF_USE_LEGACY_KERAS": "1"}, '{"backend": "torch"}',
     '{"image_data_format": "channels_first", "floatx": "float16"}'], ids=str)
 def test_settings_that_other_programs_left(setting, tmp_path, tiny, undisturbed):
     env = environment(tiny, KERAS_HOME=str(tmp_path))
