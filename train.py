@@ -51,7 +51,7 @@ def load_data(batch_size=batch_size):
         .repeat()  # after the shuffling and the batching, so an epoch is one pass over the images
         .map(preprocess_image, tf.data.AUTOTUNE)  # a batch at a time is quicker than an image at a time
         .prefetch(tf.data.AUTOTUNE)  # the next batches are made while the model trains on one
-        .with_options(pipeline.without_tuning())  # ends at once
+        .with_options(pipeline.without_tuning())  # else the end of the training may have to wait for tf.data
     )
     ds_test = (
         ds_test

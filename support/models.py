@@ -1,4 +1,4 @@
-"""Models that people bring, from any TensorFlow since 2.0, open here, or it is description why not.
+"""Models that people bring, from any TensorFlow since 2.0, open here, or the reason is given.
 Without this, the tutorial's own models do not open, and a file of another kind ends in a traceback."""
 import inspect
 import json

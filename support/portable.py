@@ -140,12 +140,14 @@ def in_keras2_words(description):
         return description
     if description["class_name"] == "DTypePolicy":
         return description["config"]["name"]
+    for layer in description["config"].get("layers", []):
+        only_sequential = "output_layers" not in description["config"] and "output_layers" not in layer["config"]
+        if "layers" in layer["config"] and not only_sequential:
+            raise ValueError("Keras 2 counts the calls of a model inside another one differently")
     config = {}
     for key, value in description["config"].items():
         if value == "hard_sigmoid":
             raise ValueError("Keras 2 has another function of this name")
-        if key == "layers" and any("output_layers" in layer["config"] for layer in value):
-            raise ValueError("Keras 2 counts the calls of a model inside another one differently")
         config[keras2_names.get(key, key)] = in_keras2_words(value)
     if description["class_name"] == "LeakyReLU" and "negative_slope" in config:
         config["alpha"] = config.pop("negative_slope")

@@ -66,6 +66,14 @@ def branch(layers):
     return keras.Model(inputs, layers.BatchNormalization()(layers.Conv2D(4, 3)(inputs)))
 
 
+def sequential_inside(layers):
+    """TensorFlow 2 would read it for ever in the words of Keras 2."""
+    import keras
+    inputs = keras.Input((32, 32, 3))
+    inner = keras.Sequential([keras.Input((32, 32, 3)), layers.Conv2D(4, 3)])
+    return keras.Model(inputs, layers.Dense(10, activation="softmax")(layers.Flatten()(inner(inputs))))
+
+
 edits = {  # key: an edit; values: the network that it makes, and a word that its description needs
     "normalization": (lambda of: sequential(
         of.Conv2D(4, 5, use_bias=False), of.BatchNormalization(), of.SeparableConv2D(4, 3),
@@ -80,6 +88,7 @@ edits = {  # key: an edit; values: the network that it makes, and a word that it
         of.Flatten()), '"orthogonal"'),
     "two branches": (two_branches, '"Model"'),
     "a network inside": (lambda of: sequential(branch(of), of.Flatten()), '"registered_name"'),
+    "a network inside one with branches": (sequential_inside, '"registered_name"'),
     "an activation that Keras 2 does not know": (lambda of: sequential(
         of.Conv2D(4, 3, activation=of.LeakyReLU(0.2)), of.Flatten()), '"registered_name"'),
     "an activation that is another one in Keras 2": (lambda of: sequential(
