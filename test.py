@@ -1,5 +1,5 @@
 """Test the model that train.py saved, or try it on pictures of your own: python test.py --help"""
-from train import load_data, model_name  # isort: skip (first: it prepares the import of TensorFlow)
+import support.start  # first: it prepares the import of TensorFlow
 
 import argparse
 import random
@@ -10,6 +10,7 @@ import numpy as np
 
 from support import messages, models, pictures
 from support.models import load_model
+from train import load_data, model_name
 
 # the names of the classes
 categories = {
@@ -29,16 +30,17 @@ categories = {
 @messages.answered
 def main():
     args = parse_args()
-    models.find(args.model)  # says now, before any data are downloaded, if there is no such file
+
+    # load the model
+    model = load_model(args.model)
+    models.check(model, categories)
 
     # your own pictures instead of the test images
     if args.image:
-        return pictures.classify(args.model, args.image, categories)
+        return pictures.classify(args.model, model, args.image, categories)
 
-    # load the data and the model
+    # load the data
     ds_train, ds_test, info = load_data()
-    model = load_model(args.model)
-    models.check(model, categories)
 
     # evaluate it on all 10,000 test images, in 157 steps (the tutorial's 156 leave 16 images out)
     loss, accuracy = model.evaluate(
@@ -82,7 +84,6 @@ def parse_args():
     either = parser.add_mutually_exclusive_group()
     either.add_argument(
         "--image", nargs="+", metavar="FILE",
-        type=messages.picture,
         help="classify the middle square of your own pictures instead; each answer is one of the classes",
     )
     either.add_argument("--report", action="store_true", help="also show where the model goes wrong")

@@ -1,18 +1,19 @@
 """Train the tutorial's three-block CNN on CIFAR-10: python train.py --help
 Each line that names a file of support/ adds a safeguard or an option.
 The other lines are the tutorial."""
-from support import start  # noqa: F401, I001 (first: it prepares the import of TensorFlow)
+import support.start  # first: it prepares the import of TensorFlow
 
 import argparse
 from pathlib import Path
 
+import keras
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from keras.callbacks import TensorBoard
 from keras.layers import Activation, Conv2D, Dense, Dropout, Flatten, Input, MaxPooling2D
 from keras.models import Sequential
 
-from support import download, files, logs, machine, messages, pipeline, process, recipe
+from support import download, files, logs, machine, messages, portable, recipe
 from support.checkpoint import Checkpoint
 
 # hyper-parameters
@@ -43,6 +44,9 @@ def load_data(batch_size=batch_size):
     ds_train, info = tfds.load(dataset, with_info=True, split="train", as_supervised=True)
     ds_test = tfds.load(dataset, split="test", as_supervised=True)
 
+    options = tf.data.Options()
+    options.autotune.enabled = False  # else a thread of tf.data's can keep the end of the training waiting for a minute
+
     ds_train = (
         ds_train
         .cache()  # images are decoded once, and kept as bytes
@@ -51,7 +55,7 @@ def load_data(batch_size=batch_size):
         .repeat()  # after the shuffling and the batching, so an epoch is one pass over the images
         .map(preprocess_image, tf.data.AUTOTUNE)  # a batch at a time is quicker than an image at a time
         .prefetch(tf.data.AUTOTUNE)  # the next batches are made while the model trains on one
-        .with_options(pipeline.without_tuning())  # else the end of the training may have to wait for tf.data
+        .with_options(options)
     )
     ds_test = (
         ds_test
@@ -59,7 +63,7 @@ def load_data(batch_size=batch_size):
         .cache()
         .map(preprocess_image, tf.data.AUTOTUNE)
         .prefetch(tf.data.AUTOTUNE)
-        .with_options(pipeline.without_tuning())
+        .with_options(options)
     )
     return ds_train, ds_test, info
 
@@ -106,12 +110,14 @@ def create_model(input_shape):
 def main():
     args = parse_args()
     files.claim(args.name)  # fails now, not after the training, if results/ or logs/ cannot be written
-    process.set_random_seed(args.seed)
+    if args.seed is not None:
+        keras.utils.set_random_seed(args.seed)
 
     # load the data
     ds_train, ds_test, info = load_data(args.batch_size)
     steps_per_epoch = info.splits["train"].num_examples // args.batch_size  # 781
-    messages.require(steps_per_epoch, f"--batch-size {args.batch_size} is larger than the number of training images.")
+    if steps_per_epoch == 0:
+        raise messages.UserError(f"--batch-size {args.batch_size} is larger than the number of training images.")
     if args.augment:
         ds_train = recipe.augment(ds_train)
 
@@ -122,8 +128,9 @@ def main():
     # some callbacks
     logdir = Path("logs", args.name)
     tensorboard = TensorBoard(log_dir=logdir)
-    callbacks = [tensorboard]
-    callbacks.append(logs.Details(logdir, args))  # what TensorBoard leaves out
+    details = logs.Details(logdir, args)  # what TensorBoard leaves out
+    checkpoint = Checkpoint(args, loggers=[tensorboard, details])
+    callbacks = [tensorboard, details, checkpoint]
     if args.fast:
         callbacks.append(recipe.Fast(model, info, args.epochs, args.batch_size))
 
@@ -131,11 +138,7 @@ def main():
     Path("results").mkdir(exist_ok=True)
 
     # resume an interrupted run
-    checkpoint = Checkpoint(args, loggers=callbacks)
-    callbacks.append(checkpoint)
-    initial_epoch = checkpoint.resume(model)
-    if args.seed is not None:  # the order of the images is then that of an uninterrupted run
-        ds_train = ds_train.skip(initial_epoch * steps_per_epoch)
+    initial_epoch, ds_train = checkpoint.resume(model, ds_train, steps_per_epoch)
 
     # train the model
     model.fit(
@@ -149,7 +152,7 @@ def main():
     )
 
     # save the model
-    with files.saving(model, Path("results", f"{args.name}.h5")) as path:
+    with portable.saving(model, Path("results", f"{args.name}.h5")) as path:
         model.save(path)
 
 

@@ -1,6 +1,5 @@
 """An interrupted run resumes after its last finished epoch. With --seed, it ends with the same model, to the byte.
 Without this, Ctrl-C, a crash or a reboot in the last epoch costs the whole run."""
-import hashlib
 import io
 import json
 import shutil
@@ -9,81 +8,79 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from support import files, machine, messages, process, recipe
+from support import files, machine, messages
 
 
 class Checkpoint(keras.callbacks.Callback):
     """Save the whole state of training after every epoch, and resume from it. It is one file,
     results/NAME.checkpoint.npz, so that its parts always belong together; keras.callbacks.BackupAndRestore writes two,
-    without options and history. The previous checkpoint is kept in case this one is damaged. A checkpoint without any
-    epoch is written when the training begins: the sign that the logs belong to an unfinished run.
-    `args` has the options of the command line; `loggers` has the callbacks that came before this one."""
+    without options and history. A checkpoint without any epoch is written when the training begins: the sign that the
+    logs belong to an unfinished run.
+    `args` has the options of the command line; `loggers` has the callbacks that log each epoch."""
 
     def __init__(self, args, loggers):
         super().__init__()
-        self.loggers = list(loggers)
-        self.options = options(args)
+        self.loggers = loggers
         self.name = args.name
         self.restart = args.restart
-        self.path, self.previous = files.checkpoint_files(args.name)
+        self.options = {key: value for key, value in vars(args).items() if key not in ("name", "restart")}
+        self.path = files.checkpoint_file(args.name)
         self.history = []  # for each finished epoch, a dict of its metrics
 
-    def resume(self, model):
-        """Put the checkpoint, if there is one, into the compiled model. Return the number of finished epochs.
-        Where nothing is resumed, an earlier run with this name is kept under another one.
+    def resume(self, model, ds_train, steps_per_epoch):
+        """Put the checkpoint, if there is one, into the compiled model. Return the number of finished epochs, and the
+        training stream as it goes on from there. Where there is none, an earlier run with this name gets another name.
         Raises messages.UserError if the interrupted run had other options or another network."""
-        self.options["network"] = fingerprint(model)
-        self.options["precision"] = model.dtype_policy.name
+        self.network = described(model)
+        self.precision = model.dtype_policy.name
         model.optimizer.build(model.trainable_variables)
         self.variables = model.variables + model.optimizer.variables
-        unfinished = self.path.exists() or self.previous.exists()
-        saved = None if self.restart else self.read()
-        if saved and saved["history"]:
-            self.check(saved["options"])
-            self.options["precision"] = saved["options"]["precision"]
-            self.history = saved["history"]
-            machine.set_precision(model, self.options["precision"])
-            for variable, value in zip(self.variables, saved["values"]):
-                variable.assign(value)
-            print(f"Resuming after epoch {len(self.history)} of {self.options['epochs']}")
         logdir = Path("logs", self.name)
-        if not unfinished:
-            files.keep_earlier_run(self.name)
+        if not self.path.exists():
+            model_file = files.model_file(self.name)
+            files.keep_earlier(self.name, logdir, model_file.with_suffix(".png"), model_file)
+        elif not self.restart:
+            self.read(model)
         for part in "train", "validation":  # left by an unfinished run; on_train_begin logs its epochs again
             shutil.rmtree(logdir / part, ignore_errors=True)
-        if not self.history:
-            files.write_atomically(self.path, self.write)
-            self.previous.unlink(missing_ok=True)
-        return len(self.history)
+        done = len(self.history)
+        if done == 0:
+            self.write()
+        elif self.options["seed"] is not None:  # the order of the images is then that of an uninterrupted run
+            ds_train = ds_train.skip(done * steps_per_epoch)
+        return done, ds_train
 
-    def read(self):
-        """Return what is saved in the newest checkpoint that can be read, as a dict, or None."""
-        for file in self.path, self.previous:
-            if not file.exists():
-                continue
-            try:
-                with file.open("rb") as opened, np.load(opened) as arrays:  # NumPy would leave a corrupt file open
-                    saved = {key: json.loads(str(arrays[key])) for key in ("options", "history")}
-                    saved["values"] = [arrays[f"arr_{index}"] for index in range(len(arrays.files) - 2)]
-                    return saved
-            except OSError as error:
-                raise messages.UserError(f"{file} cannot be read: {error.strerror or error}.") from error
-            except Exception as error:  # zipfile, json and NumPy raise many kinds for a corrupt file
-                aside = file.with_name("unreadable-" + file.name)
-                file.replace(aside)
-                print(f"The checkpoint {file} cannot be read ({type(error).__name__}). It was renamed to {aside}")
-        return None
+    def read(self, model):
+        """Read the checkpoint. If it has finished epochs, and belongs to this run, let the model go on from there."""
+        try:
+            with self.path.open("rb") as file, np.load(file) as arrays:  # NumPy would leave a corrupt file open
+                saved = json.loads(str(arrays["run"]))
+                values = [arrays[f"arr_{index}"] for index in range(len(arrays.files) - 1)]
+        except Exception as error:  # zipfile, json and NumPy raise many kinds for a corrupt file
+            raise messages.UserError(f"{self.path} cannot be read: {messages.one_line(error)}.\n"
+                                     "To discard it and begin this run again, add --restart.") from error
+        if not saved["history"]:
+            return
+        self.compare(saved)
+        self.history = saved["history"]
+        self.precision = saved["precision"]  # that of this computer may be another one
+        machine.set_precision(model, self.precision)
+        for variable, value in zip(self.variables, values):
+            variable.assign(value)
+        print(f"Resuming after epoch {len(self.history)} of {self.options['epochs']}")
 
-    def check(self, saved):
-        """Raise messages.UserError if the options of the interrupted run are not those of this one.
-        The precision may differ: it goes on with that of the checkpoint. So may the number of epochs, if it is higher
-        and the learning rate does not depend on it."""
+    def compare(self, saved):
+        """Raise messages.UserError if the interrupted run had other options or another network. It may get more epochs,
+        if the learning rate does not depend on their number."""
+        before = saved["options"]
         now = self.options
         other = []
         for key in now:
-            more_epochs = key == "epochs" and now["recipe"] == "tutorial" and now["epochs"] > saved["epochs"]
-            if saved.get(key) != now[key] and key != "precision" and not more_epochs:
-                other.append(f"{key} {saved.get(key)}, not {now[key]}")
+            more_epochs = key == "epochs" and now["epochs"] > before["epochs"] and not now["fast"]
+            if before.get(key) != now[key] and not more_epochs:
+                other.append(f"--{key.replace('_', '-')} {before.get(key)}, not {now[key]}")
+        if saved["network"] != self.network:
+            other.append("another network or optimizer")
         if other:
             raise messages.UserError(f"{self.path} belongs to an unfinished run with {'; '.join(other)}.\n"
                                      "To resume it, use the same options; to discard it, add --restart;\n"
@@ -99,36 +96,25 @@ class Checkpoint(keras.callbacks.Callback):
                 logger.on_epoch_end(epoch, dict(metrics))
 
     def on_epoch_begin(self, epoch, logs=None):
-        messages.progress = f" in epoch {epoch + 1} of {self.options['epochs']}; to resume, {messages.again()}"
-
-    def on_train_batch_end(self, batch, logs=None):
-        process.stop_if_interrupted()
+        messages.progress.update(epoch=epoch + 1, epochs=self.options["epochs"])
 
     def on_epoch_end(self, epoch, logs=None):
         self.history.append({key: float(value) for key, value in logs.items()})
-        files.write_atomically(self.path, self.write, self.previous if epoch else None)
+        self.write()
 
-    def write(self, path):
+    def write(self):
+        run = {"options": self.options, "network": self.network, "precision": self.precision, "history": self.history}
         values = []
         if self.history:
             values = [variable.numpy() for variable in self.variables]
         content = io.BytesIO()  # on a full disk, NumPy would print a traceback if it wrote to the file itself
-        np.savez(content, *values, options=json.dumps(self.options), history=json.dumps(self.history))
-        path.write_bytes(content.getbuffer())
+        np.savez(content, *values, run=json.dumps(run))
+        with files.replacing(self.path) as path:
+            path.write_bytes(content.getbuffer())
 
 
-def options(args):
-    """Return the options in `args` that define a run, and that must be the same when it resumes."""
-    return {"epochs": args.epochs, "batch size": args.batch_size, "seed": args.seed, "augment": args.augment,
-            "recipe": recipe.name if args.fast else "tutorial"}
-
-
-def fingerprint(model):
-    """Return eight characters that are the same for the same network and optimizer, in whichever process."""
-    def without_names(config):
-        return {key: value for key, value in config.items() if key not in ("name", "dtype")}
-
-    config = json.dumps(model.get_config(), default=lambda value: type(value).__name__)
-    config = json.loads(config, object_hook=without_names)  # Keras numbers the layers of all models in a process
-    config["optimizer"] = type(model.optimizer).__name__
-    return hashlib.sha256(json.dumps(config).encode()).hexdigest()[:8]
+def described(model):
+    """Return a text that is the same for the same layers and the same optimizer, in whichever process."""
+    parts = [*model.layers, model.optimizer]
+    configs = [{"class": type(part).__name__, **part.get_config(), "name": None, "dtype": None} for part in parts]
+    return json.dumps(configs, default=lambda value: type(value).__name__)

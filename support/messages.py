@@ -5,9 +5,10 @@ import errno
 import functools
 import os
 import re
+import signal
 import sys
 
-progress = ""  # how far the training is, shown after Ctrl-C; empty before its first epoch
+progress = {}  # the epoch in which the training is, and how many there are; empty before the first one
 
 
 class UserError(Exception):
@@ -15,46 +16,79 @@ class UserError(Exception):
 
 
 def answered(main):
-    """Decorate the main function of a script: answer what its user can cause, and leave the process as it was."""
+    """Decorate the main function of a script: answer what its user can cause."""
     @functools.wraps(main)
     def run():
-        from support import process  # here, because start.py needs this module before Keras
-        global progress
-        progress = ""
-        with process.guest():
-            try:
-                main()
-            except BaseException as error:
-                answer = answer_to(error, process.ctrl_c)
-                if answer is None:
-                    raise
-                sys.exit(answer)
+        progress.clear()
+        try:
+            main()
+        except KeyboardInterrupt:
+            stop()
+        except BrokenPipeError:  # `python test.py | head` has read enough
+            sys.stdout = None
+            sys.exit(1)
+        except Exception as error:
+            answer = answer_to(error)
+            if answer is None:
+                raise
+            if ctrl_c_was_pressed():  # TensorFlow Datasets, for example, makes another error of it
+                stop()
+            sys.exit(f"\n{answer}")
     return run
 
 
-def answer_to(error, ctrl_c):
-    """Return what to give to sys.exit() for an error, a text or an exit code; None if it is a mistake in the code."""
-    if isinstance(error, BrokenPipeError):  # `python test.py | head` has read enough
-        sys.stdout = None
-    if ctrl_c:  # whatever TensorFlow has made of the KeyboardInterrupt
-        print(f"\nStopped{progress}.", file=sys.stderr)
-        return 130
-    if isinstance(error, BrokenPipeError):
-        return 1
+def answer_to(error):
+    """Return the message for an error that the user's computer can cause; None for a mistake in the code."""
     if isinstance(error, UserError):
-        return f"\n{error}"
+        return str(error)
     disk = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO
     if isinstance(error, OSError) and error.errno in disk:
-        return "\n" + cannot_write(error.filename or "A file", error)
+        return cannot_write(error.filename or "A file", error)
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":  # Python's, TensorFlow's
-        return "\nThere is not enough memory.\nClose other programs, or use a smaller --batch-size or network."
+        return "There is not enough memory.\nClose other programs, or use a smaller --batch-size or network."
     return None
 
 
-def require(condition, text):
-    """Raise UserError with this text if the condition is not true."""
-    if not condition:
-        raise UserError(text)
+def answer_ctrl_c():
+    """Let the first Ctrl-C raise KeyboardInterrupt, as Python does, and the second one end the process: TensorFlow
+    sometimes loses the first. A run in the background, which ignores Ctrl-C, goes on doing so."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, first_ctrl_c)
+
+
+def first_ctrl_c(number, frame):
+    signal.signal(signal.SIGINT, second_ctrl_c)
+    raise KeyboardInterrupt
+
+
+def second_ctrl_c(number, frame):
+    print_stopped()
+    os._exit(130)
+
+
+def ctrl_c_was_pressed():
+    """Return whether the first Ctrl-C has come."""
+    return signal.getsignal(signal.SIGINT) is second_ctrl_c
+
+
+def stop():
+    """Say how far the training was when Ctrl-C came, and exit."""
+    print_stopped()
+    sys.exit(130)
+
+
+def print_stopped():
+    where = ""
+    if progress:
+        where = f" in epoch {progress['epoch']} of {progress['epochs']}; to resume, {again()}"
+    print(f"\nStopped{where}.", file=sys.stderr, flush=True)
+
+
+def again():
+    """Return how to go on: with --restart, the same command would discard what is finished."""
+    if progress and "--restart" in sys.argv:
+        return "run the same command again without --restart"
+    return "run the same command again"
 
 
 def verbose():
@@ -66,16 +100,10 @@ def verbose():
     return 2
 
 
-def again():
-    """Return how to go on: with --restart, the same command would discard what is finished."""
-    if progress and "--restart" in sys.argv:
-        return "run the same command again without --restart"
-    return "run the same command again"
-
-
 def one_line(error, length=200):
     """Return the text of an error, or its kind if it has none, as one line of that length at most."""
     text = re.sub(r"\x1b\[[\d;]*m", "", str(error))  # Keras colours some of its messages
+    text = re.sub(r"{{.*?}}", "", text)  # TensorFlow names its own operations
     return " ".join(text.split())[:length] or type(error).__name__
 
 
@@ -102,14 +130,4 @@ def name(text):
     if not re.fullmatch(r"\w([\w.-]{0,98}[\w-])?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a valid name. Use up to 100 letters, digits, '_', '-' and "
                                          "'.', with no '-' or '.' at the beginning and no '.' at the end")
-    for kept in ("draft-", "part-", "previous-", "unreadable-"):
-        if text.startswith(kept):
-            raise argparse.ArgumentTypeError(f"{text!r} begins with {kept!r}, as temporary files do")
-    return text
-
-
-def picture(text):
-    """A type for argparse: the file of a picture. A model after --image would be taken for one."""
-    if text.endswith((".h5", ".keras")):
-        raise argparse.ArgumentTypeError(f"{text} is a model; write it before --image")
     return text

@@ -1,27 +1,29 @@
 """The user's pictures, prepared for the model; the report; and a window where there is a display.
 Without this, the model can only be tried on CIFAR-10, and a picture is lost where there is no display."""
 import contextlib
+import shutil
 import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageOps, JpegImagePlugin
+from PIL import Image, ImageOps
 
-from support import files, logs, messages, models, process
+from support import files, messages
 
 empty = {"squeeze": False, "subplot_kw": {"frame_on": False, "xticks": [], "yticks": []}}  # cells of a figure
 shown_size = 400  # longest side, in pixels, of a user's picture in the picture of all answers
 most_drawn = 100  # how many of the user's pictures are drawn; Matplotlib cannot save a figure of 460
+Image.MAX_IMAGE_PIXELS = 100_000_000  # Pillow refuses twice as many, and telephones take photos of 200 megapixels
 
 
 def save(model_path, kind):
     """Save the current figure of pyplot as results/MODEL-KIND.png, and say so."""
     path = Path("results", f"{model_path.stem}-{kind}.png")
     path.parent.mkdir(exist_ok=True)
-    process.at_end.callback(plt.close, plt.gcf())  # where there is no window, it would stay open
-    files.write_atomically(path, lambda part: plt.savefig(part, dpi=100))
+    with files.replacing(path) as hidden:
+        plt.savefig(hidden, dpi=100)
     print(f"Picture saved as {path}")
     return path
 
@@ -33,23 +35,6 @@ def draw(axes, image, title, **style):
     axes.set_title(title, parse_math=False, **style)  # a file's name may have dollar signs, as formulas have
 
 
-def open_picture(path):
-    """Open a picture of any format that Pillow knows, without reading its pixels yet.
-    Pillow's limit of 179 megapixels does not apply to a JPEG, because only a smaller copy of it will be read."""
-    try:
-        image = Image.open(path)
-    except Image.DecompressionBombError as refusal:
-        try:
-            image = JpegImagePlugin.JpegImageFile(path)  # what Image.open() does, but for the limit
-        except SyntaxError:  # it is no JPEG
-            raise refusal from None
-        if image.info.get("progressive"):  # the copy would need the memory for all of the pixels
-            image.close()
-            raise refusal
-    image.draft(None, (shown_size, shown_size))  # the smallest copy that a JPEG has of at least this size
-    return image
-
-
 def turn_upright(image):
     """Turn a loaded picture upright, as its camera noted. Pillow turns the pixels first, then writes the metadata anew.
     If they are odd, that fails, but it does no harm here."""
@@ -57,40 +42,19 @@ def turn_upright(image):
         ImageOps.exif_transpose(image, in_place=True)
 
 
-def eight_bits(image):
-    """Return a grey picture of 32 bits, whole numbers or floats, as one of 8 bits; convert() would cut it off at 255.
-    Which value is white is not written in the file. The usual scales are kept, other values are stretched."""
-    values = np.asarray(image)
-    if image.mode == "I" and image.format == "TIFF" and image.tag_v2.get(339, (1,)) == (1,):
-        values = values.view(np.uint32)  # Pillow takes whole numbers without a sign for those with one
-    values = values.astype(np.float64)
-    finite = values[np.isfinite(values)]
-    if finite.size == 0:
-        raise ValueError("none of its values is a finite number")
-    low = finite.min()
-    high = finite.max()
-    for white in (1, 255, 65535, 2**32 - 1):
-        if low >= 0 and white / 2 <= high <= white:
-            low = 0
-            high = white
-    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
-    span = high - low or 1  # they may all be the same
-    values = (values - low) / span * 255
-    return Image.fromarray(np.round(values).astype(np.uint8))
-
-
 def load_image(path):
     """Read a picture of any format that Pillow knows; Pillow raises many kinds of errors.
     Return what the model wants, float32 (32, 32, 3) in [0, 1], the middle square, reduced with antialiasing; and the
     upright picture as an RGB PIL.Image, at most 400 pixels wide and high."""
-    with open_picture(path) as image:
+    with Image.open(path) as image:
+        image.draft(None, (shown_size, shown_size))  # of a JPEG, only a smaller copy is read, which needs less memory
         image.load()
         turn_upright(image)
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
             values = np.asarray(image) / 257  # 16 bits of grey, which convert() would cut off at 255
             image = Image.fromarray(values.astype(np.uint8))
         elif image.mode in ("I", "F"):
-            image = eight_bits(image)
+            raise ValueError("it has 32 bits of grey, and only 8 or 16 are read")
         if image.has_transparency_data:
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, "white")
@@ -102,20 +66,9 @@ def load_image(path):
     return seen, image
 
 
-def as_probabilities(outputs):
-    """Return a model's outputs, (n, classes), as probabilities: a model that ends without a softmax has scores."""
-    messages.require(np.isfinite(outputs).all(), "The model's answers are not numbers (NaN). Train it again.")
-    in_range = outputs.min() >= 0 and outputs.max() <= 1
-    if in_range and np.allclose(outputs.sum(axis=1), 1, atol=0.01):
-        return outputs
-    return tf.nn.softmax(outputs).numpy()
-
-
-def classify(model_path, paths, categories):
-    """Print which class the model in the file at `model_path` gives each picture, and draw the first hundred.
+def classify(model_path, model, paths, categories):
+    """Print which class the model, from the file at `model_path`, gives each picture, and draw the first hundred.
     `paths` has the pictures' files, `categories` the name of each label. Exit with code 1 if a file is not readable."""
-    model = models.load_model(model_path)
-    models.check(model, categories)
     answered = 0
     drawn = []
     for path in paths:
@@ -126,7 +79,7 @@ def classify(model_path, paths, categories):
             reason = getattr(error, "strerror", None) or messages.one_line(error)
             print(f"{name}: cannot be read as a picture: {reason}", file=sys.stderr, flush=True)
             continue
-        probabilities = as_probabilities(model.predict_on_batch(seen[np.newaxis]))[0]
+        probabilities = model.predict_on_batch(seen[np.newaxis])[0]
         labels = np.argsort(-probabilities)[:3]
         best = [f"{categories[label]} {probabilities[label]:.2%}" for label in labels]
         print(f"{name}: {categories[labels[0]]} ({', '.join(best)})", flush=True)
@@ -153,7 +106,7 @@ def report(model_path, model, ds_test, categories):
     `ds_test` has batches of images in [0, 1] and labels, in the same order each time."""
     images = np.concatenate([batch[0].numpy() for batch in ds_test])
     labels = np.concatenate([batch[1].numpy() for batch in ds_test])
-    probabilities = as_probabilities(model.predict(ds_test, verbose=0))
+    probabilities = model.predict(ds_test, verbose=0)
     predicted = probabilities.argmax(axis=1)
     confusion = tf.math.confusion_matrix(labels, predicted, len(categories)).numpy()  # rows are the true classes
     print("\nclass       correct    of  accuracy")
@@ -184,4 +137,11 @@ def report(model_path, model, ds_test, categories):
     plt.show()
     logdir = Path("logs", model_path.stem)
     if logdir.is_dir() and model_path.resolve().parent == Path("results").resolve():
-        logs.log_picture(path, logdir / "report")
+        log_picture(path, logdir / "report")
+
+
+def log_picture(picture, logdir):
+    """Put a picture, the Path of a PNG, into TensorBoard's IMAGES tab, in place of an earlier one."""
+    shutil.rmtree(logdir, ignore_errors=True)
+    with tf.summary.create_file_writer(str(logdir)).as_default():
+        tf.summary.image(logdir.name, tf.io.decode_png(picture.read_bytes())[None], step=0)

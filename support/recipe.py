@@ -6,9 +6,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from keras.layers import Conv2D, Dense, Dropout
 
-from support import machine, models
-
-name = "fast-v3"  # a run of another recipe cannot be resumed with this one
+from support import machine
 
 # The settings of --fast. They were chosen on training images that were set aside.
 fast_epochs = 2
@@ -53,7 +51,7 @@ class Fast(keras.callbacks.Callback):
         scale = (batch_size / 64) ** 0.5 * min(1, 3 / epochs) ** (1 / 3)  # small batches and long runs need lower rates
         steps = epochs * (info.splits["train"].num_examples // batch_size)
         optimizer = Muon(OneCycle(scale * adam_peak, steps), beta_2=beta_2, weight_decay=weight_decay)
-        loss = smoothed_crossentropy(from_logits=models.gives_scores(model))
+        loss = smoothed_crossentropy(from_logits=getattr(model.loss, "from_logits", False))
         model.compile(loss=loss, optimizer=optimizer, metrics=["accuracy"])
         # makes the variables of the metrics; with all of them there, `fit` traces the training step once, not twice
         model.compute_metrics(None, np.zeros(1), np.zeros((1, model.output_shape[-1])))
@@ -120,6 +118,9 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
 
     def __init__(self, peak, steps):
         self.peak, self.steps = peak, steps
+
+    def get_config(self):
+        return {"peak": self.peak, "steps": self.steps}
 
     def __call__(self, step):
         done = tf.cast(step, tf.float32) / self.steps

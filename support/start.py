@@ -1,16 +1,22 @@
-"""What must happen before TensorFlow is imported. Without this, TensorFlow writes its log to the console, many CPUs
-train more slowly, settings that other programs left break this one, and a missing package ends in a traceback."""
-import contextlib
+"""How a script starts: what must happen before TensorFlow is imported, and what a process of its own needs, once.
+Without this, TensorFlow writes its log to the console, many CPUs train more slowly, settings that other programs left
+break this one, and a missing package ends in a traceback."""
+import ctypes
 import importlib
+import io
+import logging
 import os
 import sys
 import warnings
 from pathlib import Path
 
-from support.messages import one_line
+from support import messages
 
+# A process belongs to the script, or to somebody who works in it: in a notebook, in IDLE, at Python's prompt. There,
+# nothing is changed but what TensorFlow, HDF5 and Keras read while they are imported.
 script = Path(sys.argv[0]).name
-is_script = script in ("train.py", "test.py")
+at_a_prompt = sys.flags.interactive or hasattr(sys, "ps1") or not isinstance(sys.stdout, io.TextIOWrapper)
+own_process = script in ("train.py", "test.py") and not at_a_prompt
 
 
 def import_packages():
@@ -24,10 +30,7 @@ def import_packages():
 
 def without_stderr(function):
     """Call a function with standard error switched off: TensorFlow 2.21 writes to it before it reads the log level."""
-    try:
-        stderr = os.dup(2)
-    except OSError:  # it is closed
-        return function()
+    stderr = os.dup(2)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     os.close(null)
@@ -38,11 +41,31 @@ def without_stderr(function):
         os.close(stderr)
 
 
-def interrupted(error):
-    """Return whether an error comes from Ctrl-C: TensorFlow turns a KeyboardInterrupt into a SystemError in places."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
+def adjust_process():
+    """Set the console, the warnings, Keras and the folder for the script, to which this process belongs."""
+    sys.stdout.reconfigure(errors="replace", line_buffering=True)  # ? for a character that the console lacks
+    warnings.simplefilter("ignore")  # Pillow warns of odd metadata, Matplotlib where there is no display
+    pooch = importlib.import_module("pooch")
+    for logger in logging.getLogger("absl"), logging.getLogger("tensorflow"), pooch.get_logger():
+        logger.setLevel(logging.ERROR)  # no advice against HDF5, the tutorial's format, for example
+    config = importlib.import_module("keras").config
+    config.set_floatx("float32")  # whatever ~/.keras/keras.json says: in float16, the loss becomes NaN
+    config.set_image_data_format("channels_last")
+    use_short_folder_name()
+
+
+def use_short_folder_name():
+    """On Windows, work under the folder's short name, C:\\BUNG~1 for C:\\Übung, whose letters TensorFlow garbles."""
+    long = str(Path.cwd())
+    if os.name != "nt" or long.isascii():
+        return
+    short = ctypes.create_unicode_buffer(1000)
+    ctypes.windll.kernel32.GetShortPathNameW(long, short, 1000)
+    if not short.value or not short.value.isascii():
+        sys.exit("On Windows, TensorFlow cannot write to this folder, since its path has letters that English lacks:\n"
+                 f"{long}\n"
+                 "Move this project to a folder such as C:\\cifar10, and run the same command there.")
+    os.chdir(short.value)
 
 
 # TensorFlow, HDF5 and Keras read these while they are imported.
@@ -50,32 +73,24 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # faster convolutions; Tens
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")  # there are drives without locks, and nothing here needs one
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever ~/.keras/keras.json says
-for limit in "KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH":  # left by a trial; Keras would end the training early
-    os.environ.pop(limit, None)
 os.environ["TF_USE_LEGACY_KERAS"] = "0"  # else TensorBoard asks for Keras 2
+if own_process:
+    messages.answer_ctrl_c()
+    if "inline" in os.environ.get("MPLBACKEND", ""):  # a notebook's, for its !python: it draws nothing here
+        del os.environ["MPLBACKEND"]
 
-# Matplotlib reads MPLBACKEND while it is imported, and a wrong name would stop the program here. A Jupyter kernel
-# passes its own backend to every program that it starts, but that backend draws nothing there.
-in_ipython = "IPython" in sys.modules
-backend = "" if in_ipython or not is_script else os.environ.pop("MPLBACKEND", "")
 try:
     without_stderr(import_packages)
 except BaseException as error:
-    if not is_script:
+    if not own_process:
         raise
-    if interrupted(error):
-        print("\nStopped.", file=sys.stderr)
-        sys.exit(130)
+    if messages.ctrl_c_was_pressed():  # whatever the packages have made of it
+        messages.stop()
     state = "missing" if isinstance(error, ModuleNotFoundError) else "broken"
-    sys.exit(f"A package is {state}: {one_line(error)}\n"
+    sys.exit(f"A package is {state}: {messages.one_line(error)}\n"
              f"This is Python {sys.version.split()[0]}. To install the packages, with Python 3.10 to 3.13:"
              "  python -m pip install -r requirements.txt\n"
              "With uv, you do not have to install Python:"
              f"  uv run --python 3.13 --with-requirements requirements.txt {script}")
-finally:
-    if backend:
-        os.environ["MPLBACKEND"] = backend
-if backend and "inline" not in backend:
-    # each backend has errors of its own; Matplotlib then chooses one when it draws
-    with contextlib.suppress(Exception):
-        importlib.import_module("matplotlib.pyplot").switch_backend(backend)
+if own_process:
+    adjust_process()

@@ -113,9 +113,8 @@ def measure(side, what):
 
 
 phases = [  # how a line printed by train.py begins, and what has ended then
-    ("cifar10 is in", "importing the packages"),
-    ("Training on", "looking at the data"),
-    ("Fast recipe", "network, precision, initial values"),
+    ("cifar10 is in", "importing the packages, looking at the data"),
+    ("Fast recipe", "data, network, precision, initial values"),
     ("The model is in", "epochs, each with validation and checkpoint; then curves and saving"),
 ]
 

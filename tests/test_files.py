@@ -8,6 +8,7 @@ import pytest
 from conftest import (
     checkpoint,
     curves,
+    hidden,
     in_one_go,
     message,
     name,
@@ -19,94 +20,94 @@ from conftest import (
     start,
     wait_for,
     without_privileges,
-    write_model,
 )
 
 
-@pytest.mark.parametrize("path", ["results", "logs", f"logs/{name}"])
-def test_a_file_in_the_way(path, tmp_path, tiny):
-    (tmp_path / path).parent.mkdir(exist_ok=True)
-    (tmp_path / path).write_text("mine")
-    out, err = run("train.py", *in_one_go, cwd=tmp_path, data=tiny, code=1)
-    assert path in message(err) and out == "", "not found before the data were loaded"
-    assert (tmp_path / path).read_text() == "mine"
-
-
-def test_a_folder_in_the_place_of_the_model(tmp_path, tiny):
+def test_something_in_the_way(tmp_path, monkeypatch):
+    from support import files
+    from support.messages import UserError
+    monkeypatch.chdir(tmp_path)
+    for path in "results", "logs", f"logs/{name}":
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text("mine")
+        with pytest.raises(UserError) as error:
+            files.claim(name)
+        assert path in message(str(error.value)).replace("\\", "/") and (tmp_path / path).read_text() == "mine"
+        (tmp_path / path).unlink()
     (tmp_path / f"results/{name}.h5").mkdir(parents=True)
-    out, err = run("train.py", *in_one_go, cwd=tmp_path, data=tiny, code=1)
-    assert f"results/{name}.h5" in message(err) and out == ""
+    with pytest.raises(UserError, match="a folder has that name"):
+        files.claim(name)
 
 
 @posix
-@pytest.mark.parametrize("path", ["results", "logs"])
-def test_not_writable(path, tmp_path, tiny):
-    (tmp_path / path).mkdir()
-    (tmp_path / path).chmod(0o555)
-    out, err = run_after(without_privileges, "train.py", *in_one_go, cwd=tmp_path, data=tiny, code=1)
-    assert path in message(err) and "Permission denied" in err and out == ""
+def test_not_writable(tmp_path, tiny):
+    for path in "results", "logs":
+        (tmp_path / path).mkdir()
+        (tmp_path / path).chmod(0o555)
+        out, err = run_after(without_privileges, "train.py", *in_one_go, cwd=tmp_path, data=tiny, code=1)
+        assert path in message(err) and "Permission denied" in err and out == "", "found before the data were loaded"
+        (tmp_path / path).chmod(0o755)
 
 
-def refusal(path, capsys):
-    """What test.py says of a model file, without a process for each file."""
-    from support.messages import UserError
-    from support.models import check, find, load_model
-    with pytest.raises(UserError) as error:
-        find(path)
-        check(load_model(path), dict.fromkeys(range(10)))
-    assert capsys.readouterr().out == ""
-    return message(str(error.value))
+def test_killed_while_the_model_is_written(half, undisturbed, tiny):
+    old = (undisturbed / f"results/{name}.h5").read_bytes()
+    for delay in 0, 0.02:
+        script = start("train.py", *options, cwd=half, data=tiny)
+        wait_for(hidden(half / f"results/{name}.h5", script), script)
+        time.sleep(delay)
+        script.kill()
+        if (half / f"results/{name}.h5").exists():  # it was done before its kill
+            assert (half / f"results/{name}.h5").read_bytes() == old
+            break
+    if (half / checkpoint).exists():
+        out, err = run("train.py", *options, cwd=half, data=tiny)
+        assert "Epoch" not in out, "it was trained again"
+    same_as_undisturbed(half, undisturbed)
 
 
-def test_a_folder_in_the_place_of_the_lock(tmp_path, tiny):
-    (tmp_path / f"results/{name}.lock").mkdir(parents=True)
-    out, err = run("train.py", *in_one_go, cwd=tmp_path, data=tiny, code=1)
-    assert f"{name}.lock: " in message(err) and out == ""
+def test_what_a_kill_left_is_deleted_when_it_is_old(tmp_path):
+    import os
+
+    from support import files
+    path = tmp_path / "a.png"
+    old, young, other = (tmp_path / left for left in (".a.png.1.png", ".a.png.2.png", ".ba.png.1.png"))
+    for left in old, young, other:
+        left.write_text("half")
+        os.utime(left, (time.time() - 100 * (left != young) * 60,) * 2)
+    with files.replacing(path) as part:
+        part.write_text("whole")
+    assert path.read_text() == "whole" and sorted(tmp_path.iterdir()) == sorted([path, young, other])
 
 
-def test_another_model_of_the_right_shape(small_model, tmp_path, tiny):
-    out, err = run("test.py", small_model, cwd=tmp_path, data=tiny)
-    assert "Test accuracy: " in out and err == ""
+@posix
+def test_disk_full(half, undisturbed, tiny):
+    """A limit on the size of files stands for the disk: a checkpoint has 28.8 MB, what Keras first writes 29.7."""
+    for limit in 5_000_000, 29_000_000:
+        preparation = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
+        out, err = run_after(preparation, "train.py", *options, cwd=half, data=tiny, code=1)
+        assert "Epoch" in out and f"results/{name}." in message(err) and "run the same command again" in err
+        assert not (half / f"results/{name}.h5").exists() and not list((half / "results").glob(".*"))
+    out, err = run("train.py", *options, cwd=half, data=tiny)
+    assert "Epoch" not in out, "the second limit left a whole checkpoint"
+    (half / "program.py").unlink()
+    same_as_undisturbed(half, undisturbed)
 
 
-def test_no_model(tmp_path, tiny):
-    out, err = run("test.py", cwd=tmp_path, data=tiny, code=1)
-    assert f"results/{name}.h5" in message(err) and "python train.py" in err and out == ""
-
-
-@pytest.mark.parametrize("what", ["missing", "empty", "garbage", "truncated", "half", "no model", "folder"])
-def test_bad_model_file(what, small_model, tmp_path, tiny, capsys):
-    path, whole = tmp_path / "model.h5", small_model.read_bytes()
-    if what == "folder":
-        path.mkdir()
-    elif what == "no model":
-        import h5py
-        h5py.File(path, "w").close()
-    elif what != "missing":
-        path.write_bytes({"empty": b"", "garbage": b"garbage" * 5000, "truncated": whole[:-2000],
-                          "half": whole[:len(whole) // 2]}[what])
-    assert str(path) in refusal(path, capsys)
-    if what in ("folder", "half"):  # one is enough to see that the message reaches the console
-        out, err = run("test.py", path, cwd=tmp_path, data=tiny, code=1)
-        assert path.as_posix() in message(err)
-
-
-@pytest.mark.parametrize("layers, shape", [(["L.Flatten()", "L.Dense(10)"], (28, 28, 1)),
-                                           (["L.Flatten()", "L.Dense(100)"], (32, 32, 3)),
-                                           (["L.Conv2D(10, 3)"], (32, 32, 3))])
-def test_another_kind_of_model(layers, shape, tmp_path, capsys):
-    path = write_model(tmp_path / "model.h5", *layers, shape=shape)
-    assert "does not classify 32x32" in refusal(path, capsys)
-
-
-@pytest.mark.parametrize("arguments", [[], ["--image", "photo.png"]])
-def test_a_model_with_code_inside_is_refused(arguments, tmp_path, tiny):
-    mark = tmp_path / "the code ran"
-    path = write_model(tmp_path / "model.h5", f"L.Lambda(lambda x: (open({str(mark)!r}, 'w').close(), x)[1])",
-                       "L.Flatten()", "L.Dense(10)")
-    mark.unlink()  # making the model has run it
-    out, err = run("test.py", path, *arguments, cwd=tmp_path, data=tiny, code=1)
-    assert "Lambda" in message(err) and not mark.exists()
+@posix
+def test_training_again_keeps_the_earlier_run(undisturbed, tiny, tmp_path):
+    """Also if the model is read-only."""
+    folder = shutil.copytree(undisturbed, tmp_path / "again")
+    old = (folder / f"results/{name}.h5").read_bytes()
+    (folder / f"results/{name}.h5").chmod(0o444)
+    out, err = run_after(without_privileges, "train.py", *options, "--seed", 2, cwd=folder, data=tiny)
+    dated = re.search(rf"kept as logs/({name}-[\d-]+), results/\1\.png, results/\1\.h5$", out, re.M)[1]
+    assert (folder / f"results/{dated}.h5").read_bytes() == old and err == ""
+    first, second = curves(folder / "logs" / dated), curves(folder / "logs" / name)
+    assert first == curves(undisturbed / "logs" / name)
+    assert [step for step, value in second["train/epoch_loss"]] == [0, 1, 2, 3]
+    for key in "train/epoch_loss", "validation/epoch_loss":
+        assert second[key][0] != first[key][0], "another seed, the same numbers"
+    assert (folder / f"results/{name}.h5").read_bytes() != old and loads(folder / f"results/{name}.h5")
 
 
 def loads(path):
@@ -114,69 +115,15 @@ def loads(path):
     return keras.models.load_model(path, compile=False).count_params() == 2395434
 
 
-def test_killed_while_the_model_is_written(half, undisturbed, tiny):
-    old = (undisturbed / f"results/{name}.h5").read_bytes()
-    (half / f"results/{name}.h5").write_bytes(b"old " + old)
-    part = half / f"results/draft-{name}.h5"
-    for delay in 0, 0.01, 0.03:
-        part.unlink(missing_ok=True)  # left by the previous kill
-        script = start("train.py", *options, cwd=half, data=tiny)
-        wait_for(part, script)
-        time.sleep(delay)
-        script.kill()
-        assert (half / f"results/{name}.h5").read_bytes() in (b"old " + old, old)
-        if not (half / checkpoint).exists():  # it was done before its kill
-            break
-    else:
-        out, err = run("train.py", *options, cwd=half, data=tiny)
-        assert "Epoch" not in out, "it was trained again"
-    same_as_undisturbed(half, undisturbed)
-
-
-@posix
-def test_disk_full(half, undisturbed, tiny):
-    """A limit on the size of files stands for the disk: a checkpoint has 28.8 MB, what Keras first writes 29.7."""
-    (half / f"results/{name}.h5").write_bytes(b"the earlier model")
-    for limit in 5_000_000, 29_000_000:
-        preparation = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
-        out, err = run_after(preparation, "train.py", *options, cwd=half, data=tiny, code=1)
-        assert "Epoch" in out and f"results/{name}." in message(err) and "run the same command again" in err
-        assert (half / f"results/{name}.h5").read_bytes() == b"the earlier model"
-        assert not list((half / "results").glob("part-*")) and not list((half / "results").glob("draft-*"))
-    out, err = run("train.py", *options, cwd=half, data=tiny)
-    assert "Epoch" not in out, "the second limit left a whole checkpoint"
-    (half / "program.py").unlink()
-    same_as_undisturbed(half, undisturbed)
-
-
-def test_logs_without_a_model_are_kept(undisturbed, tiny, tmp_path):
-    """For example, when someone has deleted the model but not its logs."""
-    shutil.copytree(undisturbed / "logs", tmp_path / "logs")
-    out, err = run("train.py", *in_one_go, cwd=tmp_path, data=tiny)
-    dated = re.search(rf"^The earlier run is kept as logs/({name}-[\d-]+)$", out, re.M)[1]
-    assert curves(tmp_path / "logs" / dated) == curves(undisturbed / "logs" / name)
-    assert len(curves(tmp_path / "logs" / name)["train/epoch_loss"]) == 1
-
-
-@posix
-def test_an_earlier_model_that_is_read_only_is_kept(undisturbed, tiny, tmp_path):
-    folder = shutil.copytree(undisturbed, tmp_path / "again")
-    (folder / f"results/{name}.h5").chmod(0o444)
-    out, err = run_after(without_privileges, "train.py", *in_one_go, cwd=folder, data=tiny)
-    dated = re.search(rf"kept as (results/{name}-[\d-]+\.h5)", out)[1]
-    assert (folder / dated).read_bytes() == (undisturbed / f"results/{name}.h5").read_bytes() and err == ""
-
-
-def test_training_again_keeps_the_earlier_run(undisturbed, tiny, tmp_path):
-    folder = shutil.copytree(undisturbed, tmp_path / "again")
-    old = (folder / f"results/{name}.h5").read_bytes()
-    out, err = run("train.py", *options, "--seed", 2, cwd=folder, data=tiny)
-    dated = re.search(rf"kept as results/({name}-[\d-]+)\.h5 and logs/\1$", out, re.M)[1]
-    assert (folder / f"results/{dated}.h5").read_bytes() == old
-    assert (folder / f"results/{dated}.png").exists()
-    first, second = curves(folder / "logs" / dated), curves(folder / "logs" / name)
-    assert first == curves(undisturbed / "logs" / name)
-    assert [step for step, value in second["train/epoch_loss"]] == [0, 1, 2, 3]
-    for key in "train/epoch_loss", "validation/epoch_loss":
-        assert second[key][0] != first[key][0], "another seed, the same numbers"
-    assert (folder / f"results/{name}.h5").read_bytes() != old and loads(folder / f"results/{name}.h5")
+def test_two_trainings_of_one_name(tmp_path, tiny):
+    """Neither loses its model, and none is half written."""
+    first = start("train.py", "--epochs", 6, cwd=tmp_path, data=tiny)
+    assert wait_for(tmp_path / checkpoint, first)
+    out, err = run("train.py", *in_one_go, "--restart", cwd=tmp_path, data=tiny)
+    assert "The model is in" in out
+    first.wait()
+    assert first.returncode == 0, first.output()
+    models = sorted((tmp_path / "results").glob("*.h5"))
+    assert len(models) == 2 and all(loads(model) for model in models)
+    assert models[0].read_bytes() != models[1].read_bytes()
+    assert f"The earlier run is kept as {models[0].relative_to(tmp_path).as_posix()}" in out + first.output()[0]

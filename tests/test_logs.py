@@ -2,6 +2,7 @@
 import contextlib
 import csv
 import json
+import shutil
 import socket
 import time
 import urllib.request
@@ -10,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
-from conftest import convolutions, curves, hparams_of, name, run, size_and_colours, start, wait_for
+from conftest import convolutions, curves, hparams_of, in_one_go, name, run, size_and_colours, start
 
 
 def test_graph_and_options(trained):
@@ -18,30 +19,26 @@ def test_graph_and_options(trained):
     assert convolutions(log_dir) == 6
     (trial, options), = hparams_of(log_dir)
     assert trial.startswith(name) and options == {
-        "epochs": 2, "batch size": 16, "seed": "1", "augment": False, "recipe": "tutorial", "precision": "float32"}
+        "epochs": 2, "batch_size": 16, "seed": "1", "augment": False, "fast": False, "name": name, "restart": False,
+        "precision": "float32"}
 
 
 @pytest.fixture(scope="module")
-def two_runs(tmp_path_factory, tiny):
-    """The folder of a run that was killed and resumed, and of a second one that has the first's name."""
-    folder = tmp_path_factory.mktemp("two")
-    options = ["--epochs", 2, "--batch-size", 30]
-    script = start("train.py", *options, cwd=folder, data=tiny)
-    assert wait_for(folder / f"results/{name}.checkpoint.npz", script, size=1_000_000)
-    script.kill()
-    run("train.py", *options, cwd=folder, data=tiny)
-    run("train.py", *options, "--seed", 5, cwd=folder, data=tiny)
+def two_runs(tmp_path_factory, trained, tiny):
+    """The folder of a run, and of a second one that has the first's name."""
+    folder = shutil.copytree(trained, tmp_path_factory.mktemp("two") / "runs")
+    run("train.py", *in_one_go, "--seed", 5, cwd=folder, data=tiny)
     return folder
 
 
-def test_a_resumed_run_has_one_row_and_a_graph_and_so_has_the_dated_run(two_runs):
+def test_a_run_and_an_earlier_one_have_a_row_and_a_graph_each(two_runs):
     dated = next(path.name for path in (two_runs / "logs").iterdir() if path.name != name)
     rows = [hparams_of(two_runs / "logs" / run) for run in (dated, name)]
     assert [len(row) for row in rows] == [1, 1] and rows[0][0][0] != rows[1][0][0], "they would share a row"
-    assert [row[0][1]["seed"] for row in rows] == ["None", "5"]
-    for run_name in dated, name:
+    assert [row[0][1]["seed"] for row in rows] == ["1", "5"]
+    for run_name, epochs in (dated, [0, 1]), (name, [0]):
         assert convolutions(two_runs / "logs" / run_name) == 6
-        assert [step for step, value in curves(two_runs / "logs" / run_name)["validation/epoch_accuracy"]] == [0, 1]
+        assert [step for step, value in curves(two_runs / "logs" / run_name)["validation/epoch_accuracy"]] == epochs
 
 
 @contextlib.contextmanager
@@ -89,7 +86,7 @@ def test_tensorboard_serves_curves_graph_and_options(two_runs):
         query = {"experimentName": "", "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE",
                  "STATUS_RUNNING"], "colParams": [], "startIndex": 0, "sliceSize": 100}
         rows = get("plugin/hparams/session_groups", query)["sessionGroups"]
-        assert sorted(row["hparams"]["seed"] for row in rows) == ["5", "None"]
+        assert sorted(row["hparams"]["seed"] for row in rows) == ["1", "5"]
         experiment = get("plugin/hparams/experiment", {"experimentName": ""})
         metrics = {info["name"]["tag"] for info in experiment["metricInfos"]}
         assert {"epoch_accuracy", "epoch_loss"} <= metrics

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import environment, message, name, posix, reader, root, run, size_and_colours, start
+from conftest import environment, name, posix, rare, reader, root, run, size_and_colours, start
 from small_cifar10 import labels, make_images
 
 
@@ -130,13 +130,13 @@ def test_bad_files_do_not_stop_the_good_ones(folder, photo, tmp_path):
     (tmp_path / "text.jpg").write_text("no picture at all")
     (tmp_path / "folder.png").mkdir()
     Image.new("1", (16_000, 16_000)).save(tmp_path / "large.png")
-    bad = ["missing.png", "truncated.jpg", "empty.png", "text.jpg", "folder.png", "large.png"]
+    Image.new("F", (40, 40), 0.5).save(tmp_path / "32-bits.tif")
+    bad = ["missing.png", "truncated.jpg", "empty.png", "text.jpg", "folder.png", "large.png", "32-bits.tif"]
     found, err = classify(folder, *[tmp_path / file for file in [*bad, "good.png"]], code=1)
     assert list(found) == [(tmp_path / "good.png").as_posix()]
     lines = err.strip().split("\n")
+    assert "8 or 16" in lines[-1]
     assert len(lines) == len(bad) and all((tmp_path / file).as_posix() in line for file, line in zip(bad, lines))
-    found, err = classify(folder, tmp_path / "missing.png", code=1)
-    assert found == {} and "missing.png" in message(err)
 
 
 def tags(*entries, prefix=b"Exif\0\0"):
@@ -241,37 +241,6 @@ def test_every_orientation(photo, tmp_path, file):
         assert shown.size == upright.shape[1::-1] and abs(np.asarray(shown).astype(int) - upright).mean() < 5
 
 
-def test_32_bits_of_grey(photo, tmp_path):
-    from support.pictures import load_image
-    grey = np.asarray(photo.resize((32, 32)).convert("L")).astype(float)
-    stretched = np.round((grey - grey.min()) / (grey.max() - grey.min()) * 255)
-    file = tmp_path / "a.tif"
-    for scale, kinds in (1 / 255, [np.float32]), (1, [np.float32, np.int32]), (257, [np.float32, np.int32]):
-        for kind in kinds:  # the usual scales
-            assert (seen(Image.fromarray((grey * scale).astype(kind)), file)[..., 0] == grey).all()
-    for values in grey * 1e-30, grey * 1e30, grey / 400 - 1, grey * 10:
-        assert abs(seen(Image.fromarray(values.astype(np.float32)), file)[..., 0] - stretched).max() < 2
-    for values in grey * 10, grey * 1000 - 70_000, (grey - 127.5) * 1e7:
-        assert abs(seen(Image.fromarray(values.astype(np.int32)), file)[..., 0] - stretched).max() < 2
-    signed = struct.pack("<HHLH", 339, 3, 1, 2)
-    unsigned = struct.pack("<HHLH", 339, 3, 1, 1)
-    for scale in 1, 1000, 2**24:  # numbers without a sign; Pillow writes only the other kind
-        Image.fromarray((grey * scale).astype(np.uint32).view(np.int32)).save(file)
-        content = file.read_bytes()
-        assert content.count(signed) == 1
-        file.write_bytes(content.replace(signed, unsigned))
-        pixels = load_image(file)[0][..., 0] * 255
-        assert abs(pixels - (stretched if scale == 1000 else grey)).max() < 3
-    values = (grey / 255).astype(np.float32)
-    values[0, :3] = np.nan, np.inf, -np.inf
-    pixels = seen(Image.fromarray(values), file)[..., 0]
-    assert (pixels[1:] == grey[1:]).all() and list(pixels[0, :3]) == [0, 255, 0]
-    for value, result in (0, 0), (0.5, 128), (-7, 0):
-        assert (seen(Image.new("F", (40, 40), value), file) == result).all()
-    with pytest.raises(ValueError, match="finite"):
-        seen(Image.new("F", (40, 40), float("nan")), file)
-
-
 def test_16_bits_are_not_stretched(tmp_path):
     from support.pictures import load_image
     dark = (np.arange(32 * 32).reshape(32, 32) * 20).astype(np.uint16)
@@ -284,18 +253,12 @@ def test_16_bits_are_not_stretched(tmp_path):
 
 
 def test_a_phone_s_200_megapixels(tmp_path):
-    limit = Image.MAX_IMAGE_PIXELS
     large = Image.new("L", (16_320, 12_240), 200)
     large.paste(50, (0, 0, 16_320, 6_120))
     exif = large.getexif()
     exif[0x0112] = 6
     pixels = seen(large, tmp_path / "large.jpg", exif=exif, quality=50)
     assert abs(pixels[:, :15] - 200).max() < 3 and abs(pixels[:, 17:] - 50).max() < 3
-    large.save(tmp_path / "large.png", compress_level=1)
-    from support.pictures import load_image
-    with pytest.raises(Image.DecompressionBombError, match="exceeds limit of"):
-        load_image(tmp_path / "large.png")
-    assert Image.MAX_IMAGE_PIXELS == limit
 
 
 def test_a_jpeg_read_smaller_looks_the_same(photo, tmp_path):
@@ -305,22 +268,22 @@ def test_a_jpeg_read_smaller_looks_the_same(photo, tmp_path):
         assert abs(pixels - seen(large, tmp_path / "large.tif")).mean() < 2
 
 
-@pytest.mark.parametrize("file", [
-    "$.png", "$a_$b$.png", "$\\frac$.png", "_^{}%&#~.png", "ß 写真.png",
-    pytest.param(b"\xff\xfe.png", marks=pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode there"))])
-def test_any_name_is_printed_and_drawn(folder, photo, tmp_path, file):
-    if os.name == "nt" and "\\" in str(file):
-        pytest.skip("Windows has no such name")
-    path = tmp_path / os.fsdecode(file)
-    photo.save(path)
-    picture = folder / f"results/{name}-images.png"
-    picture.unlink(missing_ok=True)
-    found, err = classify(folder, path, path.with_suffix(".missing"), code=1)
-    printed = path.as_posix().encode(errors="backslashreplace").decode()
-    assert list(found) == [printed] and picture.exists()
-    assert err == f"{printed[:-4]}.missing: cannot be read as a picture: No such file or directory\n"
+def test_any_name_is_printed_and_drawn(folder, photo, tmp_path):
+    names = ["$.png", "$a_$b$.png", "_^{}%&#~.png", "ß 写真.png"]
+    if os.name != "nt":
+        names.append("$\\frac$.png")
+    if sys.platform == "linux":  # elsewhere, all names are Unicode
+        names.append(os.fsdecode(b"\xff\xfe.png"))
+    files = [tmp_path / file for file in names]
+    for file in files:
+        photo.save(file)
+    found, err = classify(folder, *files, files[-1].with_suffix(".missing"), code=1)
+    printed = [file.as_posix().encode(errors="backslashreplace").decode() for file in files]
+    assert list(found) == printed and (folder / f"results/{name}-images.png").exists()
+    assert err == f"{printed[-1][:-4]}.missing: cannot be read as a picture: No such file or directory\n"
 
 
+@rare
 def test_a_hundred_of_many_pictures_are_drawn(folder, photo, tmp_path):
     small = photo.resize((8, 8))
     files = []
@@ -353,28 +316,7 @@ def test_answers_come_before_the_last_file_is_there(folder, photo, tmp_path):
     assert script.returncode == 0 and err == "" and f"{tmp_path / 'late.png'}: " in out
 
 
-def test_scores_become_probabilities(folder, model, photo, tmp_path):
-    import keras
-    photo.save(tmp_path / "photo.png")
-    scores = keras.models.clone_model(model)
-    scores.set_weights(model.get_weights())
-    scores.layers[-1].activation = keras.activations.linear  # without the softmax at the end
-    scores.save(tmp_path / "scores.h5")
-    found, err = classify(folder, tmp_path / "photo.png", model=tmp_path / "scores.h5")
-    assert found == classify(folder, tmp_path / "photo.png")[0]
-
-
-def test_a_model_that_answers_nan(folder, model, photo, tmp_path):
-    import keras
-    photo.save(tmp_path / "photo.png")
-    failed = keras.models.clone_model(model)
-    failed.set_weights([weights * np.nan for weights in model.get_weights()])
-    failed.save(tmp_path / "nan.h5")
-    out, err = run("test.py", tmp_path / "nan.h5", "--image", tmp_path / "photo.png", cwd=folder, data=folder, code=1)
-    assert "not numbers" in message(err) and out == ""
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 3])
 def test_no_caption_is_cut_off(folder, photo, tmp_path, count):
     photo.save(tmp_path / "photo.png")
     classify(folder, *[tmp_path / "photo.png"] * count)

@@ -7,23 +7,24 @@ import pytest
 
 from conftest import name, run, start
 
-words_of_keras3_15 = ["input_axes", "output_axes", "quantization_config", "renorm"]  # which Keras 3.3 does not know
-new_words = ["module", "registered_name", "build_config", "batch_shape", "optional", "ragged", "DTypePolicy",
-             "negative_slope", "keras_history", *words_of_keras3_15]  # which Keras 2 does not know
-
 
 def test_the_saved_model_is_described_in_words_of_every_keras(trained):
+    """Settings that have their default values are left out: an older Keras does not know them all."""
     with h5py.File(trained / f"results/{name}.h5") as file:
-        assert set(file) == {"model_weights"}
+        assert set(file) == {"model_weights"}, "the optimizer's state, which Keras cannot read again"
         for key in "model_config", "training_config":  # TensorFlow 2.0 wants bytes
             assert h5py.check_string_dtype(file.attrs.get_id(key).dtype).encoding == "ascii"
-        description = file.attrs["model_config"]
+        model = json.loads(file.attrs["model_config"])
         training = json.loads(file.attrs["training_config"])
-    assert not [word for word in [*new_words, "groups"] if f'"{word}"' in description]
-    assert '"batch_input_shape": [null, 32, 32, 3]' in description and '"dtype": "float32"' in description
-    assert training["optimizer_config"]["class_name"] == "Adam"
-    assert set(training["optimizer_config"]["config"]) <= {"name", "learning_rate"}
-    assert {"sample_weight_mode", "weighted_metrics", "loss_weights", "loss", "metrics"} <= set(training)
+    first, convolution, *others, last = model["config"]["layers"]
+    assert first == {"class_name": "InputLayer", "config": {"name": "input_layer",
+                                                            "batch_input_shape": [None, 32, 32, 3]}}
+    assert convolution == {"class_name": "Conv2D", "config": {"name": "conv2d", "filters": 32, "kernel_size": [3, 3],
+                                                              "padding": "same"}}
+    assert last == {"class_name": "Dense", "config": {"name": "dense_1", "units": 10, "activation": "softmax"}}
+    assert training["optimizer_config"] == {"class_name": "Adam", "config": {"name": "adam"}}
+    assert training["metrics"] == [{"class_name": "SparseCategoricalAccuracy", "config": {"name": "accuracy"}}]
+    assert {"sample_weight_mode", "weighted_metrics", "loss_weights", "loss"} <= set(training)
 
 
 def test_the_saved_model_is_evaluated_and_trained_on_without_this_project(trained, data, tmp_path):
@@ -55,44 +56,20 @@ def sequential(*layers):
 def two_branches(layers):
     import keras
     inputs = keras.Input((32, 32, 3))
-    normalized = layers.BatchNormalization()(layers.Conv2D(4, 3, padding="same")(inputs))
-    joined = layers.Concatenate()([normalized, layers.Dropout(0.5)(layers.Conv2D(4, 1)(inputs))])
+    joined = layers.Concatenate()([layers.Conv2D(4, 3, padding="same")(inputs), layers.Conv2D(4, 1)(inputs)])
     return keras.Model(inputs, layers.Dense(10, activation="softmax")(layers.Flatten()(joined)))
 
 
-def branch(layers):
-    import keras
-    inputs = keras.Input((32, 32, 3))
-    return keras.Model(inputs, layers.BatchNormalization()(layers.Conv2D(4, 3)(inputs)))
-
-
-def sequential_inside(layers):
-    """TensorFlow 2 would read it for ever in the words of Keras 2."""
-    import keras
-    inputs = keras.Input((32, 32, 3))
-    inner = keras.Sequential([keras.Input((32, 32, 3)), layers.Conv2D(4, 3)])
-    return keras.Model(inputs, layers.Dense(10, activation="softmax")(layers.Flatten()(inner(inputs))))
-
-
+new_words = ["module", "registered_name", "build_config", "batch_shape", "DTypePolicy", "input_axes",
+             "quantization_config", "groups"]  # which Keras 2, or an old Keras 3, does not know
 edits = {  # key: an edit; values: the network that it makes, and a word that its description needs
     "normalization": (lambda of: sequential(
         of.Conv2D(4, 5, use_bias=False), of.BatchNormalization(), of.SeparableConv2D(4, 3),
         of.GlobalAveragePooling2D()), '"use_bias": false'),
-    "flips": (lambda of: sequential(of.RandomFlip("horizontal", seed=1), of.Flatten()), '"seed": 1'),
-    "rescaling": (lambda of: sequential(of.Rescaling(2.0), of.Flatten()), '"Rescaling"'),
-    "leaky": (lambda of: sequential(of.Conv2D(6, 3, groups=3), of.LeakyReLU(0.1), of.Flatten()), '"alpha": 0.1'),
-    "regularizers": (lambda of: sequential(
-        of.Conv2D(4, 3, kernel_regularizer="l2"), of.Conv2D(4, 3, kernel_regularizer="l1"), of.Flatten()), '"L1L2"'),
-    "initial values": (lambda of: sequential(
-        of.Conv2D(4, 3, kernel_initializer="he_normal"), of.Conv2D(4, 3, kernel_initializer="orthogonal"),
-        of.Flatten()), '"orthogonal"'),
-    "two branches": (two_branches, '"Model"'),
-    "a network inside": (lambda of: sequential(branch(of), of.Flatten()), '"registered_name"'),
-    "a network inside one with branches": (sequential_inside, '"registered_name"'),
-    "an activation that Keras 2 does not know": (lambda of: sequential(
-        of.Conv2D(4, 3, activation=of.LeakyReLU(0.2)), of.Flatten()), '"registered_name"'),
-    "an activation that is another one in Keras 2": (lambda of: sequential(
-        of.Conv2D(4, 3, activation="hard_sigmoid"), of.Flatten()), '"registered_name"'),
+    "other settings": (lambda of: sequential(
+        of.Rescaling(2.0), of.Conv2D(6, 3, kernel_regularizer="l2", kernel_initializer="he_normal"),
+        of.LeakyReLU(negative_slope=0.1), of.Flatten()), '"negative_slope": 0.1'),
+    "two branches": (two_branches, '"module"'),  # as Keras says it
 }
 
 
@@ -101,40 +78,35 @@ def test_an_edited_network_keeps_its_weights_and_answers(edit, tmp_path):
     import keras
 
     from support import portable
-    source, target = tmp_path / "source.h5", tmp_path / "target.h5"
     make, word = edits[edit]
     model = make(keras.layers)
     model.compile(loss="sparse_categorical_crossentropy", optimizer="adam", metrics=["accuracy"])
-    model.save(source)
-    portable.write(source, target)
+    model.save(tmp_path / "model.h5")
+    portable.rewrite(model, tmp_path / "model.h5")
+    again = keras.models.load_model(tmp_path / "model.h5")
+    assert again.get_config() == model.get_config()
     images = np.random.default_rng(0).random((4, 32, 32, 3), np.float32)
-    labels = np.arange(4)
-    before, after = keras.models.load_model(source), keras.models.load_model(target)
-    assert np.array_equal(before.predict(images, verbose=0), after.predict(images, verbose=0))
-    assert before.evaluate(images, labels, verbose=0) == after.evaluate(images, labels, verbose=0)
-    assert len(before.layers) == len(after.layers)
-    assert np.isfinite(after.fit(images, labels, verbose=0).history["loss"]).all()
-    with h5py.File(source) as old, h5py.File(target) as new:
-        weights = []
-        old["model_weights"].visititems(lambda path, item: weights.append(path) if hasattr(item, "dtype") else None)
-        assert weights and all(np.array_equal(old["model_weights"][path], new["model_weights"][path])
-                               for path in weights)
-        description = new.attrs["model_config"]
-    unknown = words_of_keras3_15 if word == '"registered_name"' else new_words
-    assert word in description and not [other for other in unknown if f'"{other}"' in description]
+    assert np.array_equal(again.predict(images, verbose=0), model.predict(images, verbose=0))
+    with h5py.File(tmp_path / "model.h5") as file:
+        description = file.attrs["model_config"]
+    assert word in description
+    assert edit == "two branches" or not [word for word in new_words if f'"{word}"' in description]
 
 
-def test_a_loss_for_scores_is_described_in_words_of_every_keras(tmp_path):
+def test_other_losses_and_learning_rates_are_kept(tmp_path):
     import keras
 
     from support import portable
     model = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(10)])
-    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-    model.save(tmp_path / "source.h5")
-    portable.write(tmp_path / "source.h5", tmp_path / "target.h5")
-    with h5py.File(tmp_path / "target.h5") as file:
-        training = json.loads(file.attrs["training_config"])
-    assert training["loss"]["class_name"] == "SparseCategoricalCrossentropy"
-    assert training["loss"]["config"]["from_logits"] and "ignore_class" not in training["loss"]["config"]
-    assert training["metrics"][0]["class_name"] == "SparseCategoricalAccuracy"
-    assert keras.models.load_model(tmp_path / "target.h5").loss.from_logits
+    decay = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)
+    for rate in 0.002, decay:
+        model.compile(keras.optimizers.SGD(rate, momentum=0.9),
+                      keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+        model.save(tmp_path / "model.h5")
+        portable.rewrite(model, tmp_path / "model.h5")
+        again = keras.models.load_model(tmp_path / "model.h5")
+        assert again.loss.from_logits and again.optimizer.get_config() == model.optimizer.get_config()
+        with h5py.File(tmp_path / "model.h5") as file:
+            training = json.loads(file.attrs["training_config"])
+        assert training["loss"] == {"class_name": "SparseCategoricalCrossentropy", "config": {"from_logits": True}}
+        assert training["metrics"][0]["class_name"] == "SparseCategoricalAccuracy"

@@ -1,5 +1,4 @@
 """--fast and --augment: what they change, what they leave alone, and that a resumed run keeps them."""
-import json
 import os
 
 import h5py
@@ -13,6 +12,7 @@ from conftest import (
     keys,
     message,
     name,
+    rare,
     root,
     run,
     same_as_undisturbed,
@@ -23,10 +23,6 @@ from conftest import (
 )
 
 options = ["--seed", 1, "--fast", "--augment", "--epochs", 4]  # one step each on the tiny data set
-
-
-def without(*dropped):
-    return [option for option in options if option not in dropped]
 
 
 def test_augment_flips_and_shifts_and_takes_a_square_out(load):
@@ -69,16 +65,15 @@ def test_augment_flips_and_shifts_and_takes_a_square_out(load):
     assert sorted(keys(*take(ds_test, 400))) == source(40, seed=1), "test images are never changed"
 
 
-def test_both_rates_rise_and_fall_and_tensorboard_shows_them(undisturbed):
+def test_the_rate_rises_and_falls_and_tensorboard_shows_it(undisturbed):
     from support import recipe
     found = curves(undisturbed / "logs" / name)
     scale = (3 / 4) ** (1 / 3)  # longer runs have lower rates
-    peaks = {"": scale * recipe.adam_peak, "_muon": scale * recipe.muon_peak}
-    for key, peak in ((f"train/epoch_learning_rate{end}", peak) for end, peak in peaks.items()):
-        assert [step for step, rate in found[key]] == [0, 1, 2, 3]
-        expected = [peak * min(done / recipe.warm_up, (1 - done) / (1 - recipe.warm_up))
-                    for done in (0.25, 0.5, 0.75, 1)]
-        assert np.allclose([rate for step, rate in found[key]], expected, atol=1e-7)
+    rates = found["train/epoch_learning_rate"]
+    assert [step for step, rate in rates] == [0, 1, 2, 3]
+    expected = [scale * recipe.adam_peak * min(done / recipe.warm_up, (1 - done) / (1 - recipe.warm_up))
+                for done in (0.25, 0.5, 0.75, 1)]
+    assert np.allclose([rate for step, rate in rates], expected, atol=1e-7)
 
 
 def test_two_epochs_are_the_default(monkeypatch):
@@ -151,27 +146,14 @@ def test_it_says_what_it_does_and_resumes_to_the_same_bytes(half, undisturbed, t
     same_as_undisturbed(half, undisturbed)
 
 
-@pytest.mark.parametrize("others, different", [
-    (without("--fast"), "recipe fast-v3, not tutorial"), (without("--augment"), "augment True, not False"),
-    ([*options, "--epochs", 6], "epochs 4, not 6")])  # the rates would rise again
-def test_a_run_is_not_resumed_with_others(half, tiny, others, different):
+def test_a_run_is_not_resumed_with_others(half, tiny):
     before = (half / checkpoint).read_bytes()
-    out, err = run("train.py", *others, cwd=half, data=tiny, code=1)
-    assert different in message(err) and "--restart" in err
-    assert ("rise to 0.0024 and 0.0016" in out) == (6 in others), "longer runs have lower rates"
+    out, err = run("train.py", "--seed", 1, "--epochs", 4, cwd=half, data=tiny, code=1)
+    assert "--fast True, not False; --augment True, not False" in message(err) and "--restart" in err
+    out, err = run("train.py", *options, "--epochs", 6, cwd=half, data=tiny, code=1)  # the rates would rise again
+    assert "--epochs 4, not 6" in message(err)
+    assert "rise to 0.0024 and 0.0016" in out, "longer runs have lower rates"
     assert (half / checkpoint).read_bytes() == before
-
-
-def test_a_run_of_an_older_recipe_is_refused_by_its_name(half, tiny):
-    with np.load(half / checkpoint) as file:
-        arrays = dict(file)
-    saved = json.loads(str(arrays["options"]))
-    arrays["options"] = json.dumps({key: saved[key] for key in ("epochs", "batch size", "seed", "augment", "precision")}
-                                   | {"recipe": "fast-v2"})
-    np.savez(half / checkpoint, **arrays)
-    before = (half / checkpoint).read_bytes()
-    out, err = run("train.py", *options, cwd=half, data=tiny, code=1)
-    assert "recipe fast-v2, not fast-v3" in message(err) and (half / checkpoint).read_bytes() == before
 
 
 def test_other_batch_sizes_have_other_rates(tmp_path, tiny):
@@ -186,6 +168,7 @@ def test_the_saved_model_has_the_tutorials_dropout_and_precision(undisturbed):
     assert {layer.dtype_policy.name for layer in model.layers} == {"float32"} and model.count_params() == 2395434
 
 
+@rare
 @pytest.mark.parametrize("fast, policy", [(False, "float32"), (True, "float32"), (True, "mixed_bfloat16"),
                                           (True, "mixed_float16")])
 def test_both_recipes_compile_for_gpus(fast, policy, load, monkeypatch):
@@ -193,7 +176,7 @@ def test_both_recipes_compile_for_gpus(fast, policy, load, monkeypatch):
     import keras
 
     import train
-    from support import logs, machine, recipe
+    from support import machine, recipe
     monkeypatch.setattr(machine, "faster_precision", lambda: policy)
     ds_train, ds_test, info = load(batch_size=8)
     model = train.create_model((32, 32, 3))
@@ -205,9 +188,9 @@ def test_both_recipes_compile_for_gpus(fast, policy, load, monkeypatch):
     assert np.isfinite(history["loss"]).all()
     assert all((old != new).any() for old, new in zip(before, model.get_weights()))
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == (policy == "mixed_float16")
-    assert (logs.muon_rate(model.optimizer) is not None) == fast
 
 
+@rare
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_a_model_trained_in_16_bits_is_like_any_other(policy, tiny, tmp_path):
     """The test chooses instead of the machine, since few have both; all else runs as it is, emulated if need be."""
