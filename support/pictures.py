@@ -15,7 +15,6 @@ from support import files, messages
 empty = {"squeeze": False, "subplot_kw": {"frame_on": False, "xticks": [], "yticks": []}}  # cells of a figure
 shown_size = 400  # longest side, in pixels, of a user's picture in the picture of all answers
 most_drawn = 100  # how many of the user's pictures are drawn; Matplotlib cannot save a figure of 460
-Image.MAX_IMAGE_PIXELS = 100_000_000  # Pillow refuses twice as many, and telephones take photos of 200 megapixels
 
 
 def save(model_path, kind):
@@ -46,6 +45,7 @@ def load_image(path):
     """Read a picture of any format that Pillow knows; Pillow raises many kinds of errors.
     Return what the model wants, float32 (32, 32, 3) in [0, 1], the middle square, reduced with antialiasing; and the
     upright picture as an RGB PIL.Image, at most 400 pixels wide and high."""
+    Image.MAX_IMAGE_PIXELS = 100_000_000  # Pillow refuses twice as many; telephones take photos of 200 megapixels
     with Image.open(path) as image:
         image.draft(None, (shown_size, shown_size))  # of a JPEG, only a smaller copy is read, which needs less memory
         image.load()

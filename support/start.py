@@ -30,7 +30,10 @@ def import_packages():
 
 def without_stderr(function):
     """Call a function with standard error switched off: TensorFlow 2.21 writes to it before it reads the log level."""
-    stderr = os.dup(2)
+    try:
+        stderr = os.dup(2)
+    except OSError:  # there is none, as in IDLE on Windows
+        return function()
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     os.close(null)
@@ -45,8 +48,9 @@ def adjust_process():
     """Set the console, the warnings, Keras and the folder for the script, to which this process belongs."""
     sys.stdout.reconfigure(errors="replace", line_buffering=True)  # ? for a character that the console lacks
     warnings.simplefilter("ignore")  # Pillow warns of odd metadata, Matplotlib where there is no display
-    pooch = importlib.import_module("pooch")
-    for logger in logging.getLogger("absl"), logging.getLogger("tensorflow"), pooch.get_logger():
+    loggers = [logging.getLogger(name) for name in ("absl", "tensorflow", "urllib3")]
+    loggers.append(importlib.import_module("pooch").get_logger())  # logging.getLogger() does not know it
+    for logger in loggers:
         logger.setLevel(logging.ERROR)  # no advice against HDF5, the tutorial's format, for example
     config = importlib.import_module("keras").config
     config.set_floatx("float32")  # whatever ~/.keras/keras.json says: in float16, the loss becomes NaN
