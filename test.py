@@ -27,22 +27,23 @@ categories = {
 }
 
 
-@messages.answered
+@messages.explain_errors
 def main():
     args = parse_args()
 
-    # load the model
+    # load the model; if there is none, that is said before any data are downloaded
     model = load_model(args.model)
     models.check(model, categories)
 
     # your own pictures instead of the test images
     if args.image:
-        return pictures.classify(args.model, model, args.image, categories)
+        pictures.classify(args.model, model, args.image, categories)
+        return
 
     # load the data
     ds_train, ds_test, info = load_data()
 
-    # evaluate it on all 10,000 test images, in 157 steps (the tutorial's 156 leave 16 images out)
+    # evaluate the model on all 10,000 test images, in 157 steps (the tutorial's 156 leave 16 images out)
     loss, accuracy = model.evaluate(
         ds_test,
         verbose=messages.verbose(),
@@ -50,7 +51,8 @@ def main():
     print("Test accuracy:", accuracy * 100, "%")
 
     # take one image of a random batch
-    images, labels = next(iter(ds_test.shuffle(len(ds_test))))
+    batches = ds_test.shuffle(1000)
+    images, labels = next(iter(batches))
     index = random.randrange(len(images))
     sample_image = images[index].numpy()
     sample_label = categories[int(labels[index])]
@@ -66,7 +68,7 @@ def main():
     plt.axis("off")
     plt.imshow(sample_image)
     plt.title(f"Predicted label: {predicted_label}\nTrue label: {sample_label}")
-    pictures.save(args.model, "sample")  # for where there is no display
+    pictures.save_figure(args.model, "sample")  # for where there is no display
     plt.show()
 
     # show where the model goes wrong

@@ -1,6 +1,6 @@
 """Train the tutorial's three-block CNN on CIFAR-10: python train.py --help
 Each line that names a file of support/ adds a safeguard or an option.
-The other lines are the tutorial."""
+The other lines tell the tutorial's story."""
 import support.start  # first: it prepares the import of TensorFlow
 
 import argparse
@@ -45,7 +45,7 @@ def load_data(batch_size=batch_size):
     ds_test = tfds.load(dataset, split="test", as_supervised=True)
 
     options = tf.data.Options()
-    options.autotune.enabled = False  # else a thread of tf.data's can keep the end of the training waiting for a minute
+    options.autotune.enabled = False  # else a thread that tunes tf.data may delay the end of the training by a minute
 
     ds_train = (
         ds_train
@@ -53,16 +53,16 @@ def load_data(batch_size=batch_size):
         .shuffle(10_000)  # 10,000 are enough, since TensorFlow Datasets has already shuffled the files
         .batch(batch_size, drop_remainder=True)
         .repeat()  # after the shuffling and the batching, so an epoch is one pass over the images
-        .map(preprocess_image, tf.data.AUTOTUNE)  # a batch at a time is quicker than an image at a time
-        .prefetch(tf.data.AUTOTUNE)  # the next batches are made while the model trains on one
+        .map(preprocess_image)  # a batch at a time is quicker than an image at a time
+        .prefetch(2)  # the next batches are made while the model trains on one
         .with_options(options)
     )
     ds_test = (
         ds_test
         .batch(batch_size)  # neither shuffled nor repeated: every test image counts once
         .cache()
-        .map(preprocess_image, tf.data.AUTOTUNE)
-        .prefetch(tf.data.AUTOTUNE)
+        .map(preprocess_image)
+        .prefetch(2)
         .with_options(options)
     )
     return ds_train, ds_test, info
@@ -106,10 +106,10 @@ def create_model(input_shape):
     return model
 
 
-@messages.answered
+@messages.explain_errors
 def main():
     args = parse_args()
-    files.claim(args.name)  # fails now, not after the training, if results/ or logs/ cannot be written
+    files.make_folders(args.name)  # fails now, not after the training, if results/ or logs/ cannot be written
     if args.seed is not None:
         keras.utils.set_random_seed(args.seed)
 
@@ -131,6 +131,7 @@ def main():
     details = logs.Details(logdir, args)  # what TensorBoard leaves out
     checkpoint = Checkpoint(args, loggers=[tensorboard, details])
     callbacks = [tensorboard, details, checkpoint]
+    # --fast changes the model's initial values, optimizer, loss and precision
     if args.fast:
         callbacks.append(recipe.Fast(model, info, args.epochs, args.batch_size))
 
@@ -152,8 +153,9 @@ def main():
     )
 
     # save the model
-    with portable.saving(model, Path("results", f"{args.name}.h5")) as path:
+    with portable.saving(model, Path("results", f"{args.name}.h5")) as path:  # never half a file
         model.save(path)
+    checkpoint.delete()
 
 
 def parse_args():

@@ -24,14 +24,15 @@ class Checkpoint(keras.callbacks.Callback):
         self.name = args.name
         self.restart = args.restart
         self.options = {key: value for key, value in vars(args).items() if key not in ("name", "restart")}
-        self.path = files.checkpoint_file(args.name)
+        self.path = Path("results", f"{args.name}.checkpoint.npz")
         self.history = []  # for each finished epoch, a dict of its metrics
+        self.finished = False
 
     def resume(self, model, ds_train, steps_per_epoch):
         """Put the checkpoint, if there is one, into the compiled model. Return the number of finished epochs, and the
         training stream as it goes on from there. Where there is none, an earlier run with this name gets another name.
         Raises messages.UserError if the interrupted run had other options or another network."""
-        self.network = described(model)
+        self.network = describe(model)
         self.precision = model.dtype_policy.name
         model.optimizer.build(model.trainable_variables)
         self.variables = model.variables + model.optimizer.variables
@@ -78,13 +79,19 @@ class Checkpoint(keras.callbacks.Callback):
         for key in now:
             more_epochs = key == "epochs" and now["epochs"] > before["epochs"] and not now["fast"]
             if before.get(key) != now[key] and not more_epochs:
-                other.append(f"--{key.replace('_', '-')} {before.get(key)}, not {now[key]}")
-        if saved["network"] != self.network:
+                other.append(f"{key.replace('_', ' ')} {before.get(key)}, not {now[key]}")
+        if not other and saved["network"] != self.network:
             other.append("another network or optimizer")
         if other:
             raise messages.UserError(f"{self.path} belongs to an unfinished run with {'; '.join(other)}.\n"
                                      "To resume it, use the same options; to discard it, add --restart;\n"
                                      "to keep it, choose another --name.")
+
+    def delete(self):
+        """Delete the checkpoint if the training has come to its end: a learner's `except KeyboardInterrupt` may save
+        a model before that."""
+        if self.finished:
+            self.path.unlink(missing_ok=True)
 
     def on_train_begin(self, logs=None):
         """Log the finished epochs again: the logs then have each epoch once, no matter when the run was killed."""
@@ -102,7 +109,11 @@ class Checkpoint(keras.callbacks.Callback):
         self.history.append({key: float(value) for key, value in logs.items()})
         self.write()
 
+    def on_train_end(self, logs=None):
+        self.finished = True
+
     def write(self):
+        """Save the run and, if an epoch is finished, the values of all variables, in one file."""
         run = {"options": self.options, "network": self.network, "precision": self.precision, "history": self.history}
         values = []
         if self.history:
@@ -113,8 +124,9 @@ class Checkpoint(keras.callbacks.Callback):
             path.write_bytes(content.getbuffer())
 
 
-def described(model):
-    """Return a text that is the same for the same layers and the same optimizer, in whichever process."""
+def describe(model):
+    """Return a text that is the same for the same layers and the same optimizer. Keras numbers their names in each
+    process, and the precision, their dtype, may depend on the computer, so these two are left out."""
     parts = [*model.layers, model.optimizer]
     configs = [{"class": type(part).__name__, **part.get_config(), "name": None, "dtype": None} for part in parts]
     return json.dumps(configs, default=lambda value: type(value).__name__)

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from support.messages import UserError, cannot_write, one_line
+from support.messages import UserError, cannot_write, ctrl_c_was_pressed, one_line
 
 mirrors = [
     "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/cifar-10-binary.tar.gz",
@@ -64,6 +64,8 @@ def download(builder, folder):
     except UserError:
         raise
     except Exception as error:  # TFDS raises many kinds
+        if ctrl_c_was_pressed():
+            raise KeyboardInterrupt from error
         if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
             raise UserError(cannot_write(error.filename or folder, error)) from error
         raise UserError(f"{builder.name} could not be downloaded and prepared: {one_line(error)}\n"
@@ -84,7 +86,7 @@ def fetch_archive(archive, original):
     incomplete = archive.parents[1] / "incomplete.cifar10"  # a kill leaves it, and delete_incomplete deletes it
     for url in [*mirrors, original]:
         try:
-            with tqdm(total=1, unit="B", unit_scale=True, ncols=79, delay=0.5) as bar:  # pooch asks for the real total
+            with tqdm(total=1, unit="B", unit_scale=True, ncols=79, delay=0.5) as bar:  # pooch sets the real total
                 get = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, timeout=(3, 10))  # seconds
                 pooch.retrieve(url, archive_sha256, archive.name, incomplete, downloader=get)
             (incomplete / archive.name).replace(archive)

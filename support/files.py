@@ -1,4 +1,4 @@
-"""Files are never half written, and never overwrite an earlier run.
+"""Files are never half written, and a run never overwrites the model, the curves and the logs of an earlier one.
 Without this, a crash or a full disk costs the old file as well as the new one."""
 import contextlib
 import os
@@ -14,12 +14,7 @@ def model_file(name):
     return Path("results", f"{name}.h5")
 
 
-def checkpoint_file(name):
-    """Return the Path of the checkpoint of the run with this name."""
-    return Path("results", f"{name}.checkpoint.npz")
-
-
-def claim(name):
+def make_folders(name):
     """Make the folders of the run with this name. Raise UserError now if its files cannot be written."""
     for folder in Path("results"), Path("logs", name):
         try:
@@ -35,11 +30,12 @@ def claim(name):
 def replacing(path):
     """Give `with` a hidden path to write to, then rename that file to `path`: it is always the whole old file or the
     whole new one, even after a crash. Raises UserError if the disk is full, for example; the old file stays then."""
-    for abandoned in path.parent.glob(f".{path.name}.*"):  # by a kill
-        if abandoned.stat().st_mtime < time.time() - 3600:
-            abandoned.unlink()
     hidden = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")  # two processes may write at once
     try:
+        path.parent.mkdir(exist_ok=True)
+        for old in path.parent.glob(f".{path.name}.*"):  # killed processes have left them
+            if old.stat().st_mtime < time.time() - 3600:
+                old.unlink()
         yield hidden
         with hidden.open("rb+") as file:
             os.fsync(file.fileno())  # without it, a power cut after the rename can leave an empty file
@@ -65,7 +61,7 @@ def keep_earlier(name, *paths):
     date = time.strftime("-%Y%m%d-%H%M%S")
     kept = []
     for path in paths:
-        if not path.is_file() and not any(path.glob("*")):  # missing, or an empty folder
+        if not path.is_file() and not any(path.glob("*")):  # it is missing, or an empty folder
             continue
         dated = path.with_name(name + date + path.name.removeprefix(name))
         try:

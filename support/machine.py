@@ -40,7 +40,7 @@ def seconds(dtype):
 
 def set_precision(model, policy):
     """Let the model compute with this Keras policy. Its weights stay float32, and so does the last layer, since 16
-    bits are too few for the loss. Other models stay as they are."""
+    bits are too few for the loss. The policy for other models is not changed."""
     *layers, last = model.layers
     for layer in [model, *layers]:
         layer.dtype_policy = policy

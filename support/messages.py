@@ -8,15 +8,16 @@ import re
 import signal
 import sys
 
-progress = {}  # the epoch in which the training is, and how many there are; empty before the first one
+progress = {}  # the epoch in which the training is, and how many there are, as the checkpoint says; else empty
 
 
 class UserError(Exception):
     """Something that the user can correct; the text says what happened and what to do."""
 
 
-def answered(main):
-    """Decorate the main function of a script: answer what its user can cause."""
+def explain_errors(main):
+    """Decorate the main function of a script: end in a few plain lines if something fails that is no mistake in the
+    code, or if its user presses Ctrl-C."""
     @functools.wraps(main)
     def run():
         progress.clear()
@@ -28,16 +29,14 @@ def answered(main):
             sys.stdout = None
             sys.exit(1)
         except Exception as error:
-            answer = answer_to(error)
-            if answer is None:
+            explanation = explain(error)
+            if explanation is None:
                 raise
-            if ctrl_c_was_pressed():  # TensorFlow Datasets, for example, makes another error of it
-                stop()
-            sys.exit(f"\n{answer}")
+            sys.exit(f"\n{explanation}")
     return run
 
 
-def answer_to(error):
+def explain(error):
     """Return the message for an error that the user's computer can cause; None for a mistake in the code."""
     if isinstance(error, UserError):
         return str(error)
@@ -49,7 +48,7 @@ def answer_to(error):
     return None
 
 
-def answer_ctrl_c():
+def handle_ctrl_c():
     """Let the first Ctrl-C raise KeyboardInterrupt, as Python does, and the second one end the process: TensorFlow
     sometimes loses the first. A run in the background, which ignores Ctrl-C, goes on doing so."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -127,7 +126,7 @@ def whole(low, high):
 
 def name(text):
     """A type for argparse: a name that can be part of a file's name on every system."""
-    if not re.fullmatch(r"\w([\w.-]{0,98}[\w-])?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a valid name. Use up to 100 letters, digits, '_', '-' and "
+    if not re.fullmatch(r"\w([\w.-]{0,48}[\w-])?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a valid name. Use up to 50 letters, digits, '_', '-' and "
                                          "'.', with no '-' or '.' at the beginning and no '.' at the end")
     return text

@@ -14,6 +14,7 @@ from support.messages import UserError, one_line
 def load_model(path):
     """Return the keras.Model in the file at `path`, compiled for `evaluate`; its outputs are probabilities. Keras runs
     no code that a file holds. Raises UserError if there is no such file, or if Keras cannot open it."""
+    path = Path(path)
     if not path.exists():
         raise UserError(missing(path))
     try:

@@ -12,15 +12,14 @@ from PIL import Image, ImageOps
 
 from support import files, messages
 
-empty = {"squeeze": False, "subplot_kw": {"frame_on": False, "xticks": [], "yticks": []}}  # cells of a figure
+no_frame = {"squeeze": False, "subplot_kw": {"frame_on": False, "xticks": [], "yticks": []}}  # cells of a figure
 shown_size = 400  # longest side, in pixels, of a user's picture in the picture of all answers
-most_drawn = 100  # how many of the user's pictures are drawn; Matplotlib cannot save a figure of 460
+max_drawn = 100  # how many of the user's pictures are drawn; Matplotlib cannot save a figure of 460
 
 
-def save(model_path, kind):
+def save_figure(model_path, kind):
     """Save the current figure of pyplot as results/MODEL-KIND.png, and say so."""
     path = Path("results", f"{model_path.stem}-{kind}.png")
-    path.parent.mkdir(exist_ok=True)
     with files.replacing(path) as hidden:
         plt.savefig(hidden, dpi=100)
     print(f"Picture saved as {path}")
@@ -69,7 +68,7 @@ def load_image(path):
 def classify(model_path, model, paths, categories):
     """Print which class the model, from the file at `model_path`, gives each picture, and draw the first hundred.
     `paths` has the pictures' files, `categories` the name of each label. Exit with code 1 if a file is not readable."""
-    answered = 0
+    count = 0
     drawn = []
     for path in paths:
         name = path.encode(errors="backslashreplace").decode()  # it may not be valid Unicode
@@ -83,21 +82,21 @@ def classify(model_path, model, paths, categories):
         labels = np.argsort(-probabilities)[:3]
         best = [f"{categories[label]} {probabilities[label]:.2%}" for label in labels]
         print(f"{name}: {categories[labels[0]]} ({', '.join(best)})", flush=True)
-        answered += 1
-        if len(drawn) < most_drawn:
+        count += 1
+        if len(drawn) < max_drawn:
             drawn.append((name, seen, image, best))
     if drawn:
         rows = (len(drawn) + 1) // 2
-        figure, grid = plt.subplots(rows, 4, figsize=(10, 2.9 * rows), layout="constrained", **empty)
+        figure, grid = plt.subplots(rows, 4, figsize=(10, 2.9 * rows), layout="constrained", **no_frame)
         cells = iter(grid.flat)
         for name, seen, image, best in drawn:
             draw(next(cells), image, Path(name).name[-24:], fontsize=9)
             draw(next(cells), seen, "\n".join(best), fontsize=9)
-        if answered > len(drawn):
-            print(f"The picture shows the first {len(drawn)} of {answered}.")
-        save(model_path, "images")
+        if count > len(drawn):
+            print(f"The picture shows the first {len(drawn)} of {count}.")
+        save_figure(model_path, "images")
         plt.show()
-    if answered < len(paths):
+    if count < len(paths):
         sys.exit(1)
 
 
@@ -130,10 +129,10 @@ def report(model_path, model, ds_test, categories):
     mistakes = np.flatnonzero(predicted != labels)
     mistakes = mistakes[np.argsort(-probabilities[mistakes].max(axis=1))][:20]
     right.suptitle("The most confident mistakes")
-    for axes, index in zip(right.subplots(4, 5, **empty).flat, mistakes):
+    for axes, index in zip(right.subplots(4, 5, **no_frame).flat, mistakes):
         draw(axes, images[index], f"{categories[int(predicted[index])]} {probabilities[index].max():.1%}\n"
              f"true: {categories[int(labels[index])]}", fontsize=9)
-    path = save(model_path, "report")
+    path = save_figure(model_path, "report")
     plt.show()
     logdir = Path("logs", model_path.stem)
     if logdir.is_dir() and model_path.resolve().parent == Path("results").resolve():

@@ -2,11 +2,13 @@
 Without this, a file opens only in a Keras like the one that saved it, and cannot be trained further.
 
 Keras writes down every setting of a layer. An older Keras refuses those that it does not know. Nearly all of them have
-their default values, so here each setting is left out that makes no difference."""
+their default values, so here each setting is left out that makes no difference. Of the 22 settings of a convolution,
+{"name": "conv2d", "filters": 32, "kernel_size": [3, 3], "padding": "same"} remains, which every Keras knows."""
 import contextlib
 import copy
 import io
 import json
+from pathlib import Path
 
 import h5py
 import keras
@@ -18,14 +20,15 @@ from support.messages import one_line
 @contextlib.contextmanager
 def saving(model, path):
     """Give `with` a path to save the model to; then put that file at `path`, in a form that other versions open, too.
-    The checkpoint is no longer needed then. Raises messages.UserError on a full disk; the checkpoint stays then."""
+    Raises messages.UserError on a full disk."""
+    path = Path(path)
     with files.replacing(path) as hidden:
-        hidden.write_bytes(bytes(3 * 4 * model.count_params() + 1_000_000))  # on a full disk, HDF5 would crash
+        # a weight and two values of Adam, of four bytes each, must fit on the disk: on a full one, HDF5 would crash
+        hidden.write_bytes(bytes(3 * 4 * model.count_params() + 1_000_000))
         yield hidden
         if h5py.is_hdf5(hidden):
             rewrite(model, hidden)
-        files.keep_earlier(path.stem, path)  # of another process that has trained under the same name
-    files.checkpoint_file(path.stem).unlink(missing_ok=True)
+        files.keep_earlier(path.stem, path)  # another process may have trained under this name meanwhile
     print(f"The model is in {path}, and its curves are in {path.with_suffix('.png')}\n"
           f"Next: python test.py {path}\n"
           "and:  tensorboard --logdir=logs")
@@ -39,8 +42,10 @@ def rewrite(model, path):
         old.copy("model_weights", new)
         for key in "backend", "keras_version":
             new.attrs[key] = old.attrs[key]
-        new.attrs["model_config"] = json.dumps(network(model) or json.loads(old.attrs["model_config"])).encode()
-        new.attrs["training_config"] = json.dumps(training(model, json.loads(old.attrs["training_config"]))).encode()
+        network = describe_network(model) or json.loads(old.attrs["model_config"])
+        training = describe_training(model, json.loads(old.attrs["training_config"]))
+        new.attrs["model_config"] = json.dumps(network).encode()  # TensorFlow 2.0 wants bytes
+        new.attrs["training_config"] = json.dumps(training).encode()
     path.write_bytes(content.getbuffer())
     try:
         keras.models.load_model(path, compile=False)
@@ -49,26 +54,26 @@ def rewrite(model, path):
               "Its weights are saved. To save the network, too, replace .h5 by .keras at the end of train.py.")
 
 
-def network(model):
+def describe_network(model):
     """Return the description of a Sequential model in words that Keras 2 and Keras 3 know; None if there is none."""
     if not isinstance(model, keras.Sequential):
         return None
     name = model.get_config()["layers"][0]["config"]["name"]
     input_layer = {"class_name": "InputLayer", "config": {"name": name, "batch_input_shape": model.input_shape}}
-    layers = [short(layer) for layer in model.layers]
+    layers = [describe(layer) for layer in model.layers]
     config = {"name": model.name, "layers": [input_layer, *layers]}
-    if same(model, config):
+    if makes_the_same(model, config):
         return {"class_name": "Sequential", "config": config}
     return None
 
 
-def training(model, settings):
+def describe_training(model, settings):
     """Return the description of the loss, the metrics and the optimizer in words that Keras 2 and Keras 3 know;
     `settings` is that of Keras 3."""
     loss = settings["loss"]
     kind = loss
     if isinstance(model.loss, keras.Loss):
-        loss = short(model.loss)
+        loss = describe(model.loss)
         kind = loss["class_name"]
     metrics = settings["metrics"] or []
     if kind in ("sparse_categorical_crossentropy", "SparseCategoricalCrossentropy"):
@@ -78,28 +83,29 @@ def training(model, settings):
     return {
         "loss": loss,
         "metrics": metrics,
-        "optimizer_config": short(model.optimizer),
+        "optimizer_config": describe(model.optimizer),
         "loss_weights": None,  # TensorFlow 2.0 asks for these three
         "weighted_metrics": None,
         "sample_weight_mode": None,
     }
 
 
-def short(part):
+def describe(part):
     """Return the description of a layer, a loss or an optimizer without each setting that makes no difference."""
     config = part.get_config()
     for key, value in part.get_config().items():
         without = {other: config[other] for other in config if other != key}
-        if same(part, without):
+        if makes_the_same(part, without):
             config = without
         elif isinstance(value, dict) and "class_name" in value:  # an initializer, for example
-            shorter = {**config, key: short(keras.saving.deserialize_keras_object(value))}
-            if same(part, shorter):
-                config = shorter
+            with contextlib.suppress(Exception):  # a class of the learner's own may have no description
+                shorter = {**config, key: describe(keras.saving.deserialize_keras_object(value))}
+                if makes_the_same(part, shorter):
+                    config = shorter
     return {"class_name": type(part).__name__, "config": config}
 
 
-def same(part, config):
+def makes_the_same(part, config):
     """Return whether this description makes the same layer, loss, optimizer or model."""
     try:
         made = type(part).from_config(copy.deepcopy(config))  # Keras changes what it is given

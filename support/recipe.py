@@ -11,7 +11,7 @@ from support import machine
 # The settings of --fast. They were chosen on training images that were set aside.
 fast_epochs = 2
 adam_peak = 0.002  # highest learning rate of Adam, for batches of 64; longer runs have lower ones
-muon_peak = 0.003  # the same of Muon
+muon_peak = 0.003  # the same for Muon
 beta_2 = 0.99  # how slowly Adam forgets the size of gradients; its usual 0.999 is for longer runs
 warm_up = 0.25  # part of the run in which the learning rates rise
 gain = 0.4  # size of the initial values; small ones change direction faster
@@ -24,8 +24,8 @@ hole = 8  # side of the square, in pixels, that is blanked out
 
 
 def dropout(epochs):
-    """Return the share of the last Dropout layer's rate that a run of this length needs: a short run cannot learn its
-    images by heart. All other Dropout layers are off in every run."""
+    """Return which share of its rate the last Dropout layer keeps in a run of this length: a short run cannot learn its
+    images by heart. With --fast, all other Dropout layers are off."""
     return 0.3 * min(1, max(0, (epochs - 10) / 20))
 
 
@@ -141,7 +141,7 @@ class Muon(keras.optimizers.Adam):
                 self.muon_momentums[variable.value.ref()] = self.add_variable_from_reference(variable, "muon_momentum")
 
     def update_step(self, gradient, variable, learning_rate):
-        momentum = self.muon_momentums.get(variable.ref())
+        momentum = self.muon_momentums.get(variable.ref())  # here, it is TensorFlow's variable
         if momentum is None:
             return super().update_step(gradient, variable, learning_rate)
         self.assign(momentum, 0.95 * momentum + gradient)
@@ -179,7 +179,7 @@ def change(batch, seed):
     images = tf.gather(images, columns, axis=2, batch_dims=1)
     in_rows = within(pixels, top)[:, :, None, None]
     in_columns = within(pixels, left)[:, None, :, None]
-    return tf.where(in_rows & in_columns, 0.45, images), labels  # the images' mean
+    return tf.where(in_rows & in_columns, 0.45, images), labels  # about the images' mean
 
 
 def within(pixels, place):

@@ -1,6 +1,6 @@
 """How a script starts: what must happen before TensorFlow is imported, and what a process of its own needs, once.
-Without this, TensorFlow writes its log to the console, many CPUs train more slowly, settings that other programs left
-break this one, and a missing package ends in a traceback."""
+Without this, TensorFlow writes its log to the console, training is slower on many computers, settings that other
+programs left break this one, and a missing package ends in a traceback."""
 import ctypes
 import importlib
 import io
@@ -12,11 +12,11 @@ from pathlib import Path
 
 from support import messages
 
-# A process belongs to the script, or to somebody who works in it: in a notebook, in IDLE, at Python's prompt. There,
-# nothing is changed but what TensorFlow, HDF5 and Keras read while they are imported.
-script = Path(sys.argv[0]).name
+# A process is the script's own, or somebody's who works in it: at Python's prompt, in a notebook, in IDLE, or with a
+# program that imports train.py. There, nothing is changed but the variables that the packages read at their import.
 at_a_prompt = sys.flags.interactive or hasattr(sys, "ps1") or not isinstance(sys.stdout, io.TextIOWrapper)
-own_process = script in ("train.py", "test.py") and not at_a_prompt
+is_imported = "train" in sys.modules or "test" in sys.modules
+own_process = not at_a_prompt and not is_imported
 
 
 def import_packages():
@@ -45,16 +45,17 @@ def without_stderr(function):
 
 
 def adjust_process():
-    """Set the console, the warnings, Keras and the folder for the script, to which this process belongs."""
+    """Set the console, the warnings, Keras and the folder as the script needs them."""
+    import keras
+    import pooch
     sys.stdout.reconfigure(errors="replace", line_buffering=True)  # ? for a character that the console lacks
     warnings.simplefilter("ignore")  # Pillow warns of odd metadata, Matplotlib where there is no display
     loggers = [logging.getLogger(name) for name in ("absl", "tensorflow", "urllib3")]
-    loggers.append(importlib.import_module("pooch").get_logger())  # logging.getLogger() does not know it
+    loggers.append(pooch.get_logger())  # logging.getLogger() does not know it
     for logger in loggers:
         logger.setLevel(logging.ERROR)  # no advice against HDF5, the tutorial's format, for example
-    config = importlib.import_module("keras").config
-    config.set_floatx("float32")  # whatever ~/.keras/keras.json says: in float16, the loss becomes NaN
-    config.set_image_data_format("channels_last")
+    keras.config.set_floatx("float32")  # whatever ~/.keras/keras.json says: in float16, the loss becomes NaN
+    keras.config.set_image_data_format("channels_last")
     use_short_folder_name()
 
 
@@ -79,7 +80,7 @@ os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")  # there are drives with
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever ~/.keras/keras.json says
 os.environ["TF_USE_LEGACY_KERAS"] = "0"  # else TensorBoard asks for Keras 2
 if own_process:
-    messages.answer_ctrl_c()
+    messages.handle_ctrl_c()
     if "inline" in os.environ.get("MPLBACKEND", ""):  # a notebook's, for its !python: it draws nothing here
         del os.environ["MPLBACKEND"]
 
@@ -95,6 +96,6 @@ except BaseException as error:
              f"This is Python {sys.version.split()[0]}. To install the packages, with Python 3.10 to 3.13:"
              "  python -m pip install -r requirements.txt\n"
              "With uv, you do not have to install Python:"
-             f"  uv run --python 3.13 --with-requirements requirements.txt {script}")
+             f"  uv run --python 3.13 --with-requirements requirements.txt {Path(sys.argv[0]).name}")
 if own_process:
     adjust_process()

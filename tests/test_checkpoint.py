@@ -98,7 +98,7 @@ def test_other_options_are_no_continuation(half, tiny):
     before = (half / checkpoint).read_bytes()
     other = ["--batch-size", 25, "--epochs", 3, "--seed", 2, "--augment"]
     out, err = run("train.py", *options, *other, cwd=half, data=tiny, code=1)
-    different = "with --augment False, not True; --epochs 4, not 3; --batch-size 20, not 25; --seed 1, not 2."
+    different = "with augment False, not True; epochs 4, not 3; batch size 20, not 25; seed 1, not 2."
     assert different in message(err) and "--restart" in err
     assert (half / checkpoint).read_bytes() == before
 

@@ -27,7 +27,7 @@ from small_cifar10 import make_archive
 fetch = """
 import pathlib, random, sys
 sys.path[:0] = [{root!r}, {tests!r}]
-import small_cifar10, train
+import support.start, small_cifar10, train
 from support import download, messages
 import tensorflow_datasets as tfds
 small_cifar10.register(pathlib.Path({archive!r}))
@@ -41,7 +41,7 @@ def main():
     images = sum(1 for _ in train.load_data()[1].unbatch())
     assert random.getstate() == state, "a seed would give another model after a download"
     print("test images:", images)
-messages.answered(main)()
+messages.explain_errors(main)()
 """
 
 
@@ -104,7 +104,7 @@ def start_load(server, archive, folder, mirrors, own="404"):
     """Start load_data() in a new process, with these mirrors; return the processes.Script."""
     port = server.server_address[1]
     addresses = [f"http://127.0.0.1:{1 if mirror == 'dead' else port}/{mirror}" for mirror in mirrors]
-    program = folder / "train.py"  # a process of its own
+    program = folder / "program.py"
     program.write_text(fetch.format(root=str(root), tests=str(root / "tests"), archive=str(archive), port=port, own=own,
                                     mirrors=addresses, sha256=hashlib.sha256(archive.read_bytes()).hexdigest()))
     env = environment(folder, NO_PROXY="127.0.0.1", no_proxy="127.0.0.1")

@@ -31,12 +31,12 @@ def test_something_in_the_way(tmp_path, monkeypatch):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text("mine")
         with pytest.raises(UserError) as error:
-            files.claim(name)
+            files.make_folders(name)
         assert path in message(str(error.value)).replace("\\", "/") and (tmp_path / path).read_text() == "mine"
         (tmp_path / path).unlink()
     (tmp_path / f"results/{name}.h5").mkdir(parents=True)
     with pytest.raises(UserError, match="a folder has that name"):
-        files.claim(name)
+        files.make_folders(name)
 
 
 @posix

@@ -11,7 +11,7 @@ from conftest import in_one_go, message, run, run_after
     ["--epochs", "0"], ["--epochs", "-3"], ["--epochs", "many"], ["--epochs", "1.5"], ["--batch-size", "0"],
     ["--batch-size", "50001"], ["--seed", "-1"], ["--seed", str(2**32)], ["--name", ""], ["--name", "../x"],
     ["--name", "/x"], ["--name", "a/b"], ["--name", "a\\b"], ["--name", ".."], ["--name", ".hidden"],
-    ["--name", "dot."], ["--name", 101 * "a"], ["--colour"], ["--rest"]])
+    ["--name", "dot."], ["--name", 51 * "a"], ["--colour"], ["--rest"]])
 def test_bad_options(arguments, tmp_path, monkeypatch, capsys):
     import train
     monkeypatch.chdir(tmp_path)

@@ -93,6 +93,25 @@ def test_an_edited_network_keeps_its_weights_and_answers(edit, tmp_path):
     assert edit == "two branches" or not [word for word in new_words if f'"{word}"' in description]
 
 
+def test_a_schedule_of_the_learners_own_does_not_prevent_saving(tmp_path):
+    import keras
+
+    from support import portable
+
+    class Half(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            return 0.5
+
+        def get_config(self):
+            return {}
+
+    model = sequential(keras.layers.Flatten())
+    model.compile(keras.optimizers.SGD(Half()), "sparse_categorical_crossentropy")
+    with portable.saving(model, str(tmp_path / "model.h5")) as path:
+        model.save(path)
+    assert keras.models.load_model(tmp_path / "model.h5", compile=False).get_config() == model.get_config()
+
+
 def test_other_losses_and_learning_rates_are_kept(tmp_path):
     import keras
 

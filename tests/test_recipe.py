@@ -149,9 +149,9 @@ def test_it_says_what_it_does_and_resumes_to_the_same_bytes(half, undisturbed, t
 def test_a_run_is_not_resumed_with_others(half, tiny):
     before = (half / checkpoint).read_bytes()
     out, err = run("train.py", "--seed", 1, "--epochs", 4, cwd=half, data=tiny, code=1)
-    assert "--fast True, not False; --augment True, not False" in message(err) and "--restart" in err
+    assert "fast True, not False; augment True, not False" in message(err) and "--restart" in err
     out, err = run("train.py", *options, "--epochs", 6, cwd=half, data=tiny, code=1)  # the rates would rise again
-    assert "--epochs 4, not 6" in message(err)
+    assert "epochs 4, not 6" in message(err)
     assert "rise to 0.0024 and 0.0016" in out, "longer runs have lower rates"
     assert (half / checkpoint).read_bytes() == before
 
