@@ -58,7 +58,7 @@ class Checkpoint(keras.callbacks.Callback):
                 saved = json.loads(str(arrays["run"]))
                 values = [arrays[f"arr_{index}"] for index in range(len(arrays.files) - 1)]
         except Exception as error:  # zipfile, json and NumPy raise many kinds for a corrupt file
-            raise messages.UserError(f"{self.path} cannot be read: {messages.one_line(error)}.\n"
+            raise messages.UserError(f"{self.path} cannot be read ({type(error).__name__}).\n"
                                      "To discard it and begin this run again, add --restart.") from error
         if not saved["history"]:
             return
@@ -81,7 +81,7 @@ class Checkpoint(keras.callbacks.Callback):
             if before.get(key) != now[key] and not more_epochs:
                 other.append(f"{key.replace('_', ' ')} {before.get(key)}, not {now[key]}")
         if not other and saved["network"] != self.network:
-            other.append("another network or optimizer")
+            other.append("another network, optimizer or loss")
         if other:
             raise messages.UserError(f"{self.path} belongs to an unfinished run with {'; '.join(other)}.\n"
                                      "To resume it, use the same options; to discard it, add --restart;\n"
@@ -125,8 +125,12 @@ class Checkpoint(keras.callbacks.Callback):
 
 
 def describe(model):
-    """Return a text that is the same for the same layers and the same optimizer. Keras numbers their names in each
-    process, and the precision, their dtype, may depend on the computer, so these two are left out."""
-    parts = [*model.layers, model.optimizer]
-    configs = [{"class": type(part).__name__, **part.get_config(), "name": None, "dtype": None} for part in parts]
-    return json.dumps(configs, default=lambda value: type(value).__name__)
+    """Return the configs of the layers, and what the model was compiled with, as the checkpoint keeps them."""
+    layers = [[type(layer).__name__, layer.get_config()] for layer in model.layers]
+    text = json.dumps([layers, model.get_compile_config()], default=lambda value: type(value).__name__)
+    return json.loads(text, object_hook=without_names)
+
+
+def without_names(config):
+    """Return a config without what differs between processes (Keras numbers the names) or computers (the precision)."""
+    return {key: value for key, value in config.items() if key not in ("name", "dtype", "jit_compile")}

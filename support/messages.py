@@ -53,6 +53,7 @@ def handle_ctrl_c():
     sometimes loses the first. A run in the background, which ignores Ctrl-C, goes on doing so."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, first_ctrl_c)
+        sys.unraisablehook = print_unless_lost
 
 
 def first_ctrl_c(number, frame):
@@ -63,6 +64,12 @@ def first_ctrl_c(number, frame):
 def second_ctrl_c(number, frame):
     print_stopped()
     os._exit(130)
+
+
+def print_unless_lost(unraisable):
+    """Print an error in a destructor, which cannot be raised, unless it is a Ctrl-C that is lost there."""
+    if unraisable.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(unraisable)
 
 
 def ctrl_c_was_pressed():

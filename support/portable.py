@@ -22,13 +22,12 @@ def saving(model, path):
     """Give `with` a path to save the model to; then put that file at `path`, in a form that other versions open, too.
     Raises messages.UserError on a full disk."""
     path = Path(path)
-    with files.replacing(path) as hidden:
+    with files.replacing(path, keep=path.stem) as hidden:  # another process may have trained under this name
         # a weight and two values of Adam, of four bytes each, must fit on the disk: on a full one, HDF5 would crash
         hidden.write_bytes(bytes(3 * 4 * model.count_params() + 1_000_000))
         yield hidden
         if h5py.is_hdf5(hidden):
             rewrite(model, hidden)
-        files.keep_earlier(path.stem, path)  # another process may have trained under this name meanwhile
     print(f"The model is in {path}, and its curves are in {path.with_suffix('.png')}\n"
           f"Next: python test.py {path}\n"
           "and:  tensorboard --logdir=logs")

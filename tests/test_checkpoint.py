@@ -127,13 +127,28 @@ def test_another_network_is_no_continuation(half, monkeypatch):
         if fits:
             assert resume(half, monkeypatch, model) >= 2
         else:
-            with pytest.raises(UserError, match="another network or optimizer") as error:
+            with pytest.raises(UserError, match="another network, optimizer or loss") as error:
                 resume(half, monkeypatch, model)
             assert "--restart" in message(str(error.value))
-    model = train.create_model((32, 32, 3))
-    model.compile(keras.optimizers.Adam(0.0005), "sparse_categorical_crossentropy", metrics=["accuracy"])
-    with pytest.raises(UserError, match="another network or optimizer"):
-        resume(half, monkeypatch, model)
+    for optimizer, loss in (keras.optimizers.Adam(0.0005), model.loss), ("adam", "mse"):
+        model = train.create_model((32, 32, 3))
+        model.compile(optimizer, loss, metrics=["accuracy"])
+        with pytest.raises(UserError, match="another network, optimizer or loss"):
+            resume(half, monkeypatch, model)
+
+
+def test_the_same_network_has_the_same_description():
+    """In one process, Keras gives the layers other names each time, those inside others, too."""
+    import keras
+
+    from support.checkpoint import describe
+    texts = []
+    for rate in 0.1, 0.1, 0.2:
+        inner = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Conv2D(4, 3), keras.layers.Dropout(rate)])
+        model = keras.Sequential([keras.Input((32, 32, 3)), inner, keras.layers.Flatten(), keras.layers.Dense(10)])
+        model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        texts.append(describe(model))
+    assert texts[0] == texts[1] != texts[2]
 
 
 @pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: whole[:-1000], lambda whole: b"garbage" * 1000,
