@@ -124,6 +124,8 @@ def main():
     # construct the model
     print(f"Training on: {machine.device_name()}")
     model = create_model(input_shape=info.features["image"].shape)
+    if args.fast:
+        before = recipe.make_fast(model, info, args.epochs, args.batch_size)  # another optimizer, for example
 
     # some callbacks
     logdir = Path("logs", args.name)
@@ -131,9 +133,6 @@ def main():
     details = logs.Details(logdir, args)  # what TensorBoard leaves out
     checkpoint = Checkpoint(args, loggers=[tensorboard, details])
     callbacks = [tensorboard, details, checkpoint]
-    # --fast changes the model's initial values, optimizer, loss and precision
-    if args.fast:
-        callbacks.append(recipe.Fast(model, info, args.epochs, args.batch_size))
 
     # make sure that the results folder exists
     Path("results").mkdir(exist_ok=True)
@@ -151,6 +150,8 @@ def main():
         callbacks=callbacks,
         initial_epoch=initial_epoch,
     )
+    if args.fast:
+        recipe.restore(model, before)  # all but its weights
 
     # save the model
     with portable.saving(model, Path("results", f"{args.name}.h5")) as path:  # never half a file

@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 
-progress = {}  # the epoch in which the training is, and how many there are, as the checkpoint says; else empty
+progress = {}  # the epoch in which the training is, and how many there are; the checkpoint fills it in
 
 
 class UserError(Exception):
@@ -78,12 +78,13 @@ def ctrl_c_was_pressed():
 
 
 def stop():
-    """Say how far the training was when Ctrl-C came, and exit."""
+    """End the script after Ctrl-C, with a line and the exit code."""
     print_stopped()
     sys.exit(130)
 
 
 def print_stopped():
+    """Print how far the training was when Ctrl-C came, and how to go on."""
     where = ""
     if progress:
         where = f" in epoch {progress['epoch']} of {progress['epochs']}; to resume, {again()}"

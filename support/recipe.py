@@ -23,50 +23,56 @@ farthest = 3  # pixels that an image is shifted
 hole = 8  # side of the square, in pixels, that is blanked out
 
 
-def dropout(epochs):
-    """Return which share of its rate the last Dropout layer keeps in a run of this length: a short run cannot learn its
-    images by heart. With --fast, all other Dropout layers are off."""
-    return 0.3 * min(1, max(0, (epochs - 10) / 20))
+def dropout_rates(rates, epochs):
+    """Return the rates that the Dropout layers, a list of rates, get in a run of this length. A short run cannot learn
+    its images by heart, so only the last layer stays on, at a lower rate, and only in a run of more than 10 epochs."""
+    share = 0.3 * min(1, max(0, (epochs - 10) / 20))
+    return [0 for rate in rates[:-1]] + [share * rate for rate in rates[-1:]]
 
 
-class Fast(keras.callbacks.Callback):
-    """Before the training, give the new model other initial values, precision, dropout, optimizer and loss, and say so.
-    After the training, only its weights are different. `info` is the tfds.core.DatasetInfo."""
+def make_fast(model, info, epochs, batch_size):
+    """Give the new model other initial values, precision, dropout, optimizer and loss for the training, and say so.
+    `info` is the tfds.core.DatasetInfo. Return what restore() needs."""
+    rates = [layer.rate for layer in dropouts(model)]
+    before = {"rates": rates, "optimizer": model.optimizer, "loss": model.loss}
+    set_rates(model, dropout_rates(rates, epochs))
+    precision = machine.faster_precision()
+    machine.set_precision(model, precision)
+    make_orthogonal(model)
+    whitened = whiten_first_layer(model, info)
 
-    def __init__(self, model, info, epochs, batch_size):
-        super().__init__()
-        self.loss = model.loss
-        self.optimizer = model.optimizer
-        self.dropouts = [layer for layer in model.layers if isinstance(layer, Dropout)]
-        self.rates = [layer.rate for layer in self.dropouts]
-        for layer in self.dropouts[:-1]:
-            layer.rate = 0
-        if self.dropouts:
-            self.dropouts[-1].rate *= dropout(epochs)
-        precision = machine.faster_precision()
-        machine.set_precision(model, precision)
-        make_orthogonal(model)
-        whitened = whiten_first_layer(model, info)
+    scale = (batch_size / 64) ** 0.5 * min(1, 3 / epochs) ** (1 / 3)  # small batches and long runs need lower rates
+    steps = epochs * (info.splits["train"].num_examples // batch_size)
+    optimizer = Muon(OneCycle(scale * adam_peak, steps), beta_2=beta_2, weight_decay=weight_decay)
+    loss = smoothed_crossentropy(from_logits=getattr(model.loss, "from_logits", False))
+    model.compile(loss=loss, optimizer=optimizer, metrics=["accuracy"])
+    # makes the variables of the metrics; with all of them there, `fit` traces the training step once, not twice
+    model.compute_metrics(None, np.zeros(1), np.zeros((1, model.output_shape[-1])))
 
-        scale = (batch_size / 64) ** 0.5 * min(1, 3 / epochs) ** (1 / 3)  # small batches and long runs need lower rates
-        steps = epochs * (info.splits["train"].num_examples // batch_size)
-        optimizer = Muon(OneCycle(scale * adam_peak, steps), beta_2=beta_2, weight_decay=weight_decay)
-        loss = smoothed_crossentropy(from_logits=getattr(model.loss, "from_logits", False))
-        model.compile(loss=loss, optimizer=optimizer, metrics=["accuracy"])
-        # makes the variables of the metrics; with all of them there, `fit` traces the training step once, not twice
-        model.compute_metrics(None, np.zeros(1), np.zeros((1, model.output_shape[-1])))
+    length = "1 epoch" if epochs == 1 else f"{epochs} epochs"
+    amount = "less" if any(layer.rate for layer in dropouts(model)) else "no"
+    print(f"Fast recipe: {length} in {precision}, {amount} dropout, smoothed labels,\n"
+          f"orthogonal initial values{whitened}; Muon for the convolutions, Adam for the rest;\n"
+          f"learning rates rise to {scale * muon_peak:.2g} and {scale * adam_peak:.2g}, then fall to 0")
+    return before
 
-        length = "1 epoch" if epochs == 1 else f"{epochs} epochs"
-        without = "less" if dropout(epochs) else "no"
-        print(f"Fast recipe: {length} in {precision}, {without} dropout, smoothed labels,\n"
-              f"orthogonal initial values{whitened}; Muon for the convolutions, Adam for the rest;\n"
-              f"learning rates rise to {scale * muon_peak:.2g} and {scale * adam_peak:.2g}, then fall to 0")
 
-    def on_train_end(self, logs=None):
-        for layer, rate in zip(self.dropouts, self.rates):
-            layer.rate = rate
-        machine.set_precision(self.model, "float32")
-        self.model.compile(loss=self.loss, optimizer=self.optimizer, metrics=["accuracy"])
+def restore(model, before):
+    """Make the model what it was before make_fast(), with its new weights."""
+    set_rates(model, before["rates"])
+    machine.set_precision(model, "float32")
+    model.compile(loss=before["loss"], optimizer=before["optimizer"], metrics=["accuracy"])
+
+
+def dropouts(model):
+    """Return the Dropout layers of the model, a list."""
+    return [layer for layer in model.layers if isinstance(layer, Dropout)]
+
+
+def set_rates(model, rates):
+    """Give the Dropout layers of the model these rates, a list."""
+    for layer, rate in zip(dropouts(model), rates):
+        layer.rate = rate
 
 
 def make_orthogonal(model):

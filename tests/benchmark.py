@@ -61,7 +61,7 @@ def measure_training(load_data, validation_steps, fast, augment, epochs):
         ds_train = recipe.augment(ds_train)
     model = train.create_model((32, 32, 3))
     if fast:
-        recipe.Fast(model, info, epochs, 64)
+        recipe.make_fast(model, info, epochs, 64)
     clock = {}
 
     class Clock(keras.callbacks.Callback):

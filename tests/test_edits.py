@@ -186,17 +186,19 @@ def test_a_mistake_in_the_code_keeps_its_traceback(change, reason, tmp_path, tin
 @posix
 def test_a_learners_own_answer_to_ctrl_c(tmp_path, tiny):
     """An `except KeyboardInterrupt` around `fit` works. A Ctrl-C that is lost, as in TensorFlow, needs a second one."""
+    import keras
     fit = re.search(r"    model\.fit\(.*?\n    \)\n", (root / "train.py").read_text(encoding="utf-8"), re.S)[0]
     tried = "    try:\n" + re.sub("(?m)^", "    ", fit)[:-4]
     train = edited(tmp_path, (fit, tried + "    except KeyboardInterrupt:\n        print('saving what there is')\n"))
-    script = start(train, "--epochs", 300, cwd=tmp_path, data=tiny)
+    script = start(train, "--epochs", 300, "--fast", cwd=tmp_path, data=tiny)
     wait_for_output(script, "Epoch 2/300")
     out, err = interrupt(script)
     assert script.returncode == 0 and "saving what there is" in out and "The model is in" in out and err == ""
     assert (tmp_path / checkpoint).exists(), "the run could not be resumed"
+    assert keras.models.load_model(tmp_path / f"results/{name}.h5").optimizer.name == "adam"
     lost = "    except KeyboardInterrupt:\n        print('lost')\n        import time\n        time.sleep(300)\n"
     train = edited(tmp_path, ("    except KeyboardInterrupt:\n        print('saving what there is')\n", lost))
-    script = start(train, "--epochs", 300, cwd=tmp_path, data=tiny)
+    script = start(train, "--epochs", 300, "--name", "other", cwd=tmp_path, data=tiny)
     wait_for_output(script, "\nEpoch ")
     script.send_signal(signal.SIGINT)
     wait_for_output(script, "lost")

@@ -93,7 +93,7 @@ def test_initial_values_are_orthogonal_and_the_first_layer_whitens(load):
     model = train.create_model((32, 32, 3))
     first, *others, last = [layer for layer in model.layers if layer.weights]
     before = last.kernel.numpy()
-    recipe.Fast(model, info, epochs=2, batch_size=64)
+    recipe.make_fast(model, info, epochs=2, batch_size=64)
     assert (last.kernel.numpy() == before).all()
     machine.set_precision(model, "float32")
     for layer in others:
@@ -133,7 +133,7 @@ def test_a_network_without_a_softmax(load):
     from support import recipe
     model = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(10)])
     model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    recipe.Fast(model, load()[2], epochs=2, batch_size=64)
+    recipe.make_fast(model, load()[2], epochs=2, batch_size=64)
     scores = np.random.default_rng(0).normal(size=(5, 10)).astype(np.float32)
     expected = recipe.smoothed_crossentropy(from_logits=False)(np.arange(5), keras.ops.softmax(scores))
     np.testing.assert_allclose(model.loss(np.arange(5), scores), expected, rtol=1e-5)
@@ -181,7 +181,7 @@ def test_both_recipes_compile_for_gpus(fast, policy, load, monkeypatch):
     ds_train, ds_test, info = load(batch_size=8)
     model = train.create_model((32, 32, 3))
     if fast:
-        recipe.Fast(model, info, epochs=1, batch_size=8)
+        recipe.make_fast(model, info, epochs=1, batch_size=8)
     model.compile(model.optimizer, model.loss, metrics=["accuracy"], jit_compile=True, auto_scale_loss=False)
     before = model.get_weights()
     history = model.fit(ds_train, steps_per_epoch=2, verbose=0).history
@@ -195,7 +195,7 @@ def test_both_recipes_compile_for_gpus(fast, policy, load, monkeypatch):
 def test_a_model_trained_in_16_bits_is_like_any_other(policy, tiny, tmp_path):
     """The test chooses instead of the machine, since few have both; all else runs as it is, emulated if need be."""
     program = tmp_path / "train.py"
-    program.write_text(f"import sys; sys.path[0] = {str(root)!r}; import train\n"
+    program.write_text(f"import sys; sys.path[0] = {str(root)!r}; import support.start, train\n"
                        f"train.machine.faster_precision = lambda: {policy!r}\ntrain.main()")
     options = ["--fast", "--epochs", 2, "--seed", 1]
     env = environment(tiny, ONEDNN_MAX_CPU_ISA=os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL"))
