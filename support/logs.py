@@ -28,6 +28,7 @@ class Details(keras.callbacks.CSVLogger):
         with tf.summary.create_file_writer(str(self.logdir / "train")).as_default():
             tf.summary.graph(forward_pass.graph)
         options = {**vars(self.args), "seed": str(self.args.seed), "precision": model.dtype_policy.name}
+        del options["name"], options["restart"]  # they do not matter for the result
         row = f"{self.logdir.name} {time.strftime('%Y-%m-%d %H:%M:%S')}"
         with tf.summary.create_file_writer(str(self.logdir / "validation")).as_default():  # next to what is compared
             hparams.hparams(options, trial_id=row)
