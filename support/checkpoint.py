@@ -88,8 +88,8 @@ class Checkpoint(keras.callbacks.Callback):
                                      "to keep it, choose another --name.")
 
     def delete(self):
-        """Delete the checkpoint if the training has come to its end: a learner's `except KeyboardInterrupt` may save
-        a model before that."""
+        """Delete the checkpoint. It stays if the training was not finished, but interrupted, with a learner's own
+        `except KeyboardInterrupt` around it."""
         if self.finished:
             self.path.unlink(missing_ok=True)
 
@@ -98,7 +98,7 @@ class Checkpoint(keras.callbacks.Callback):
         steps = self.model.optimizer.iterations
         done = int(steps)
         for epoch, metrics in enumerate(self.history):
-            steps.assign(done * (epoch + 1) // len(self.history))  # TensorBoard logs the learning rate of this step
+            steps.assign(done * (epoch + 1) // len(self.history))  # TensorBoard logs the learning rate of a step
             for logger in self.loggers:
                 logger.on_epoch_end(epoch, dict(metrics))
 

@@ -27,10 +27,10 @@ def make_folders(name):
 
 
 @contextlib.contextmanager
-def replacing(path, keep=None):
+def replacing(path, earlier_run=None):
     """Give `with` a hidden path to write to, then rename that file to `path`: it is always the whole old file or the
     whole new one, even after a crash. Raises UserError if the disk is full, for example; the old file stays then.
-    `keep` is the name of a run: if it has left a file at `path`, that one is kept, with the date in its name."""
+    If `earlier_run` is the name of a run, a file that it has left at `path` is kept, with the date in its name."""
     hidden = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")  # two processes may write at once
     try:
         path.parent.mkdir(exist_ok=True)
@@ -38,10 +38,12 @@ def replacing(path, keep=None):
             if old.stat().st_mtime < time.time() - 3600:
                 old.unlink()
         yield hidden
+        if not hidden.exists():  # a learner's own line has saved the file somewhere else
+            return
         with hidden.open("rb+") as file:
             os.fsync(file.fileno())  # without it, a power cut after the rename can leave an empty file
-        if keep:
-            keep_earlier(keep, path)
+        if earlier_run:
+            keep_earlier(earlier_run, path)
         rename(hidden, path)
     except OSError as error:
         raise UserError(cannot_write(path, error)) from error

@@ -51,7 +51,7 @@ def explain(error):
 def handle_ctrl_c():
     """Let the first Ctrl-C raise KeyboardInterrupt, as Python does, and the second one end the process: TensorFlow
     sometimes loses the first. A run in the background, which ignores Ctrl-C, goes on doing so."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the background, it is SIG_IGN
         signal.signal(signal.SIGINT, first_ctrl_c)
         sys.unraisablehook = print_unless_lost
 

@@ -22,13 +22,16 @@ def saving(model, path):
     """Give `with` a path to save the model to; then put that file at `path`, in a form that other versions open, too.
     Raises messages.UserError on a full disk."""
     path = Path(path)
-    with files.replacing(path, keep=path.stem) as hidden:  # another process may have trained under this name
-        # a weight and two values of Adam, of four bytes each, must fit on the disk: on a full one, HDF5 would crash
+    with files.replacing(path, earlier_run=path.stem) as hidden:  # another process may have trained under this name
+        # on a full disk, HDF5 would crash; so see if it has room for each weight and two values of Adam, of four bytes
         hidden.write_bytes(bytes(3 * 4 * model.count_params() + 1_000_000))
+        hidden.unlink()
         yield hidden
         if h5py.is_hdf5(hidden):
             rewrite(model, hidden)
-    print(f"The model is in {path}, and its curves are in {path.with_suffix('.png')}\n"
+    curves = path.with_suffix(".png")
+    and_curves = f", and its curves are in {curves}" if curves.exists() else ""
+    print(f"The model is in {path}{and_curves}\n"
           f"Next: python test.py {path}\n"
           "and:  tensorboard --logdir=logs")
 
@@ -42,9 +45,10 @@ def rewrite(model, path):
         for key in "backend", "keras_version":
             new.attrs[key] = old.attrs[key]
         network = describe_network(model) or json.loads(old.attrs["model_config"])
-        training = describe_training(model, json.loads(old.attrs["training_config"]))
         new.attrs["model_config"] = json.dumps(network).encode()  # TensorFlow 2.0 wants bytes
-        new.attrs["training_config"] = json.dumps(training).encode()
+        if "training_config" in old.attrs:  # it is not if the model was saved without its optimizer
+            training = describe_training(model, json.loads(old.attrs["training_config"]))
+            new.attrs["training_config"] = json.dumps(training).encode()
     path.write_bytes(content.getbuffer())
     try:
         keras.models.load_model(path, compile=False)
@@ -90,7 +94,8 @@ def describe_training(model, settings):
 
 
 def describe(part):
-    """Return the description of a layer, a loss or an optimizer without each setting that makes no difference."""
+    """Return the description of a layer, a loss or an optimizer without each setting that makes no difference: try
+    without one after the other, and leave it out if the same part results."""
     config = part.get_config()
     for key, value in part.get_config().items():
         without = {other: config[other] for other in config if other != key}

@@ -41,12 +41,13 @@ def make_fast(model, info, epochs, batch_size):
     make_orthogonal(model)
     whitened = whiten_first_layer(model, info)
 
-    scale = (batch_size / 64) ** 0.5 * min(1, 3 / epochs) ** (1 / 3)  # small batches and long runs need lower rates
+    # small batches need lower rates, and so do runs of more than 3 epochs: half of them at 24 epochs
+    scale = (batch_size / 64) ** 0.5 * min(1, 3 / epochs) ** (1 / 3)
     steps = epochs * (info.splits["train"].num_examples // batch_size)
     optimizer = Muon(OneCycle(scale * adam_peak, steps), beta_2=beta_2, weight_decay=weight_decay)
     loss = smoothed_crossentropy(from_logits=getattr(model.loss, "from_logits", False))
     model.compile(loss=loss, optimizer=optimizer, metrics=["accuracy"])
-    # makes the variables of the metrics; with all of them there, `fit` traces the training step once, not twice
+    # with the variables of the metrics, which this call makes, `fit` traces the training step once, not twice
     model.compute_metrics(None, np.zeros(1), np.zeros((1, model.output_shape[-1])))
 
     length = "1 epoch" if epochs == 1 else f"{epochs} epochs"

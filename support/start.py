@@ -13,7 +13,7 @@ from pathlib import Path
 from support import messages
 
 # A process is the script's own, or somebody's who works in it: at Python's prompt, in a notebook, in IDLE, or with a
-# program that imports train.py. There, nothing is changed but the variables that the packages read at their import.
+# program that imports train.py. There, only the variables are set that the packages read while they are imported.
 at_a_prompt = sys.flags.interactive or hasattr(sys, "ps1") or not isinstance(sys.stdout, io.TextIOWrapper)
 is_imported = "train" in sys.modules or "test" in sys.modules
 own_process = not at_a_prompt and not is_imported

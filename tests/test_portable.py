@@ -113,6 +113,23 @@ def test_a_schedule_of_the_learners_own_does_not_prevent_saving(tmp_path):
     assert keras.models.load_model(tmp_path / "model.h5", compile=False).get_config() == model.get_config()
 
 
+def test_other_ways_to_save_do_no_harm(tmp_path):
+    """The tutorial's own line, with a path of its own; and a model without its optimizer."""
+    import keras
+
+    from support import portable
+    model = sequential(keras.layers.Flatten())
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    for path in tmp_path / "model.h5", tmp_path / "other.h5":
+        with portable.saving(model, tmp_path / "model.h5"):
+            model.save(path)
+        assert keras.models.load_model(path).get_config() == model.get_config()
+    with portable.saving(model, tmp_path / "third.h5") as path:
+        model.save(path, include_optimizer=False)
+    assert keras.models.load_model(tmp_path / "third.h5").get_config() == model.get_config()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.h5", "other.h5", "third.h5"]
+
+
 def test_other_losses_and_learning_rates_are_kept(tmp_path):
     import keras
 
