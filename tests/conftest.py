@@ -173,9 +173,9 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, data):
-    """The folder of `python train.py --epochs 2 --batch-size 16 --seed 1`; what it printed is in the file out.txt."""
+    """The folder of `python train.py --epochs 2 --batch-size 32 --seed 1`; what it printed is in the file out.txt."""
     def train(folder):
-        out, err = run("train.py", "--epochs", 2, "--batch-size", 16, "--seed", 1, cwd=folder, data=data, plain=True)
+        out, err = run("train.py", "--epochs", 2, "--batch-size", 32, "--seed", 1, cwd=folder, data=data, plain=True)
         assert err == ""
         (folder / "out.txt").write_text(out, encoding="utf-8")
     return once(tmp_path_factory, "trained", train)

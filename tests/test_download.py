@@ -130,8 +130,8 @@ def test_good_mirror(server, archive, tmp_path):
     assert out == f"cifar10 is in {(tmp_path / 'cifar10' / '3.0.2').as_posix()}\ntest images: 50\n" and err == ""
 
 
-def test_bad_mirrors_then_a_good_one(server, archive, tmp_path):
-    bad = ["dead", "404", "stalls", "cut", "wrong"]
+@pytest.mark.parametrize("bad", [["dead", "404", "cut", "wrong"], pytest.param(["dead", "stalls"], marks=rare)])
+def test_bad_mirrors_then_a_good_one(bad, server, archive, tmp_path):
     out, err = load(server, archive, tmp_path, [*bad, "good"])
     assert server.requests == [*bad[1:], "good"]
     dropped = [line for line in out.split("\n") if line.startswith("Could not download from ")]

@@ -61,7 +61,7 @@ def two_branches(join):
 edits = {  # key: an edit; values: the changes, and what --fast says that it leaves out
     "normalization": ([imported("BatchNormalization, SeparableConv2D"),
                        ('padding="same"),\n', 'padding="same", use_bias=False),\n        BatchNormalization(),\n'),
-                       ("Conv2D(128, (3, 3)", "SeparableConv2D(128, (5, 5)")], ""),
+                       ("Conv2D(128, (3, 3)", "SeparableConv2D(128, (3, 3)")], ""),
     "more filters": ([("Conv2D(128", "Conv2D(64"), ("Conv2D(64", "Conv2D(96"), ("Conv2D(32", "Conv2D(64")],
                      "no whitening: the first layer has more than 54 filters"),
     "separable first": ([imported("SeparableConv2D"), ("Conv2D(32", "SeparableConv2D(32")],

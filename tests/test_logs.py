@@ -19,7 +19,7 @@ def test_graph_and_options(trained):
     assert convolutions(log_dir) == 6
     (trial, options), = hparams_of(log_dir)
     assert trial.startswith(name) and options == {
-        "epochs": 2, "batch_size": 16, "seed": "1", "augment": False, "fast": False, "precision": "float32"}
+        "epochs": 2, "batch_size": 32, "seed": "1", "augment": False, "fast": False, "precision": "float32"}
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,7 @@ def test_train_prints_what_the_tutorial_shows(trained, data):
     assert lines[1].startswith("Training on: ")
     assert "Total params: 2,395,434" in out
     assert re.findall(r"^Epoch (\d)/2$", out, re.M) == ["1", "2"]
-    assert len(re.findall(r"^62/62 - \d+s - \d+ms/step - accuracy: [\d.]+ - loss: [\d.]+ - val_accuracy: [\d.]+ - "
+    assert len(re.findall(r"^31/31 - \d+s - \d+ms/step - accuracy: [\d.]+ - loss: [\d.]+ - val_accuracy: [\d.]+ - "
                           r"val_loss: [\d.]+$", out, re.M)) == 2
     assert out.strip().split("\n")[-3:] == [
         f"The model is in results/{name}.h5, and its curves are in results/{name}.png",
