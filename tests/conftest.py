@@ -98,9 +98,14 @@ def wait_for_output(script, text):
         time.sleep(0.005)
 
 
-def hidden(path, script):
-    """Where a script writes what will become the file at `path`."""
-    return path.with_name(f".{path.name}.{script.pid}{path.suffix}")
+def start_until_written(path, *arguments, cwd, data):
+    """Start train.py, and wait until it writes what will become the file at `path`; return its Script."""
+    for left in path.parent.glob(f".{path.name}.*"):  # by an earlier kill
+        left.unlink()
+    script = start("train.py", *arguments, cwd=cwd, data=data)
+    while script.poll() is None and not any(path.parent.glob(f".{path.name}.*")):
+        time.sleep(0.002)
+    return script
 
 
 def wait_for(path, script, seconds=120, size=0):

@@ -11,7 +11,6 @@ import pytest
 from conftest import (
     checkpoint,
     convolutions,
-    hidden,
     hparams_of,
     interrupt,
     message,
@@ -24,7 +23,7 @@ from conftest import (
     run_after,
     same_as_undisturbed,
     start,
-    wait_for,
+    start_until_written,
     wait_for_output,
 )
 
@@ -32,11 +31,11 @@ from conftest import (
 def test_six_kills(undisturbed, tiny, tmp_path):
     moments, done = random.Random(1), []
     for kill in range(6):
-        script = start("train.py", *options, cwd=tmp_path, data=tiny)
         if kill % 2:  # while a checkpoint is written
-            wait_for(hidden(tmp_path / checkpoint, script), script)
+            script = start_until_written(tmp_path / checkpoint, *options, cwd=tmp_path, data=tiny)
             time.sleep(moments.uniform(0, 0.05))
         else:
+            script = start("train.py", *options, cwd=tmp_path, data=tiny)
             deadline = time.monotonic() + moments.uniform(0, 3)
             while script.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -57,11 +56,11 @@ def test_six_kills(undisturbed, tiny, tmp_path):
 @posix
 def test_ctrl_c_and_resuming(half, undisturbed, tiny):
     for moment in "while a checkpoint is written", 0.05:
-        script = start("train.py", *options, cwd=half, data=tiny)
-        wait_for_output(script, "\nEpoch")
         if moment == "while a checkpoint is written":
-            wait_for(hidden(half / checkpoint, script), script)
+            script = start_until_written(half / checkpoint, *options, cwd=half, data=tiny)
         else:
+            script = start("train.py", *options, cwd=half, data=tiny)
+            wait_for_output(script, "\nEpoch")
             time.sleep(moment)
         out, err = interrupt(script)
         assert script.returncode == 130, err

@@ -8,7 +8,6 @@ import pytest
 from conftest import (
     checkpoint,
     curves,
-    hidden,
     in_one_go,
     message,
     name,
@@ -18,6 +17,7 @@ from conftest import (
     run_after,
     same_as_undisturbed,
     start,
+    start_until_written,
     wait_for,
     without_privileges,
 )
@@ -52,8 +52,7 @@ def test_not_writable(tmp_path, tiny):
 def test_killed_while_the_model_is_written(half, undisturbed, tiny):
     old = (undisturbed / f"results/{name}.h5").read_bytes()
     for delay in 0, 0.02:
-        script = start("train.py", *options, cwd=half, data=tiny)
-        wait_for(hidden(half / f"results/{name}.h5", script), script)
+        script = start_until_written(half / f"results/{name}.h5", *options, cwd=half, data=tiny)
         time.sleep(delay)
         script.kill()
         if (half / f"results/{name}.h5").exists():  # it was done before its kill
