@@ -181,12 +181,6 @@ assert state() + settings() == before, state() + settings()
         "mixed_bfloat16", "float32"]
 
 
-def test_output_to_a_file_has_a_line_an_epoch(trained):
-    out = (trained / "out.txt").read_bytes()
-    assert b"\r" not in out and b"\b" not in out and b"\x1b" not in out
-    assert len(re.findall(rb"(?m)^31/31 - ", out)) == 2
-
-
 @posix
 @rare
 def test_python_i_is_not_killed_by_a_later_ctrl_c(tmp_path, tiny):
