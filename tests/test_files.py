@@ -126,4 +126,5 @@ def test_two_trainings_of_one_name(tmp_path, tiny):
     models = sorted((tmp_path / "results").glob("*.h5"))
     assert len(models) == 2 and all(loads(model) for model in models)
     assert models[0].read_bytes() != models[1].read_bytes()
-    assert f"The earlier run is kept as {models[0].relative_to(tmp_path).as_posix()}" in out + plain(first.output()[0])
+    kept = re.findall(r"The earlier run is kept as (.*)", out + plain(first.output()[0]))
+    assert any(models[0].name in line for line in kept)
