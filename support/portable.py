@@ -2,7 +2,7 @@
 Without this, a file opens only in a Keras like the one that saved it, and cannot be trained further.
 
 Keras writes down every setting of a layer. An older Keras refuses those that it does not know. Nearly all of them have
-their default values, so here each setting is left out that makes no difference. Of the 22 settings of a convolution,
+their default values, so here each setting is left out that makes no difference. Of those of the first convolution,
 {"name": "conv2d", "filters": 32, "kernel_size": [3, 3], "padding": "same"} remains, which every Keras knows."""
 import contextlib
 import copy
