@@ -24,8 +24,8 @@ hole = 8  # side of the square, in pixels, that is blanked out
 
 
 def dropout_rates(rates, epochs):
-    """Return the rates that the Dropout layers, a list of rates, get in a run of this length. A short run cannot learn
-    its images by heart, so only the last layer stays on, at a lower rate, and only in a run of more than 10 epochs."""
+    """Return the rates of the Dropout layers in a run of this length, a list, in the place of `rates`. A short run
+    cannot learn its images by heart, so only the last layer stays on, at a lower rate, and only beyond 10 epochs."""
     share = 0.3 * min(1, max(0, (epochs - 10) / 20))
     return [0 for rate in rates[:-1]] + [share * rate for rate in rates[-1:]]
 
