@@ -29,6 +29,8 @@ def explain_errors(main):
             sys.stdout = None
             sys.exit(1)
         except Exception as error:
+            if isinstance(error, SystemError) and ctrl_c_was_pressed():  # TensorFlow sometimes makes this of it
+                stop()
             explanation = explain(error)
             if explanation is None:
                 raise

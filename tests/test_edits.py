@@ -199,7 +199,7 @@ def test_a_learners_own_answer_to_ctrl_c(tmp_path, tiny):
     lost = "    except KeyboardInterrupt:\n        print('lost')\n        import time\n        time.sleep(300)\n"
     train = edited(tmp_path, ("    except KeyboardInterrupt:\n        print('saving what there is')\n", lost))
     script = start(train, "--epochs", 300, "--name", "other", cwd=tmp_path, data=tiny)
-    wait_for_output(script, "\nEpoch ")
+    wait_for_output(script, "Epoch 2/300")
     script.send_signal(signal.SIGINT)
     wait_for_output(script, "lost")
     out, err = interrupt(script)

@@ -247,8 +247,9 @@ def test_run_in_jupyter(notebook, tmp_path):
 @rare
 def test_ctrl_c_in_jupyter_stops_the_run_and_not_the_kernel(notebook):
     later = ("import os, pathlib, signal, threading, time\n"
-             "def wait():\n"
-             "    while not pathlib.Path('results/cifar10-model-v1.checkpoint.npz').exists(): time.sleep(0.01)\n"
+             "def wait():\n"  # until an epoch is finished: while TensorFlow makes its graphs, it may lose a Ctrl-C
+             "    path = pathlib.Path('results/cifar10-model-v1.checkpoint.npz')\n"
+             "    while not path.exists() or path.stat().st_size < 1_000_000: time.sleep(0.01)\n"
              "    time.sleep(1); os.kill(os.getpid(), signal.SIGINT)\n"
              "threading.Thread(target=wait, daemon=True).start()\n")
     stopped, alive, resumed = notebook(later + "%run train.py --epochs 300 --batch-size 70", "print(1 + 1)",
