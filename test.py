@@ -10,7 +10,7 @@ import numpy as np
 
 from support import messages, models, pictures
 from support.models import load_model
-from train import load_data, model_name
+from train import load_data, model_name, preprocess_image
 
 # the names of the classes
 categories = {
@@ -33,15 +33,16 @@ def main():
 
     # load the model; if there is none, that is said before any data are downloaded
     model = load_model(args.model)
-    models.check(model, categories)
+    models.check_classes(model, categories)
 
     # your own pictures instead of the test images
     if args.image:
-        pictures.classify(args.model, model, args.image, categories)
+        pictures.classify(args.model, model, args.image, preprocess_image, categories)
         return
 
     # load the data
     ds_train, ds_test, info = load_data()
+    models.check_images(model, ds_test)
 
     # evaluate the model on all 10,000 test images, in 157 steps (the tutorial's 156 leave 16 images out)
     loss, accuracy = model.evaluate(
@@ -66,10 +67,11 @@ def main():
     # show it
     plt.figure(figsize=(4, 4.4))
     plt.axis("off")
-    plt.imshow(sample_image)
+    plt.imshow(sample_image, cmap="gray")  # the colours for images without colours
     plt.title(f"Predicted label: {predicted_label}\nTrue label: {sample_label}")
     pictures.save_figure(args.model, "sample")  # for where there is no display
-    plt.show()
+    with pictures.explain_no_window():
+        plt.show()
 
     # show where the model goes wrong
     if args.report:

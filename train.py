@@ -30,16 +30,18 @@ dataset = "cifar10"
 model_name = "cifar10-model-v1"
 
 
+def preprocess_image(image, label):
+    """Return an image as the network gets it, float32 in [0, 1], from uint8 in 0..255; and its label, unchanged.
+    It works on whole batches, too. test.py --image prepares pictures with it."""
+    image = tf.image.convert_image_dtype(image, tf.float32)
+    return image, label
+
+
 def load_data(batch_size=batch_size):
     """Load the data set in batches of images, float32 (batch, 32, 32, 3) in [0, 1], and labels, int64 (batch,).
     Raises messages.UserError if the data set is not there and cannot be downloaded, or if it is damaged.
     Returns ds_train, an endless stream that is reshuffled for every pass; ds_test, all test images once, in a fixed
     order, with a smaller last batch; and info, the tfds.core.DatasetInfo."""
-    def preprocess_image(image, label):
-        # uint8 0..255 -> float32 0..1
-        image = tf.image.convert_image_dtype(image, tf.float32)
-        return image, label
-
     download.prepare(dataset)  # from a quick mirror; tfds.load alone may take an hour
     ds_train, info = tfds.load(dataset, with_info=True, split="train", as_supervised=True)
     ds_test = tfds.load(dataset, split="test", as_supervised=True)
@@ -125,20 +127,21 @@ def main():
     print(f"Training on: {machine.device_name()}")
     model = create_model(input_shape=info.features["image"].shape)
     if args.fast:
-        before = recipe.make_fast(model, info, args.epochs, args.batch_size)  # another optimizer, for example
+        before = recipe.make_fast(model, load_data, steps_per_epoch, args)  # another optimizer, for example
 
     # some callbacks
     logdir = Path("logs", args.name)
     tensorboard = TensorBoard(log_dir=logdir)
+    callbacks = [tensorboard]
     details = logs.Details(logdir, args)  # what TensorBoard leaves out
     checkpoint = Checkpoint(args, loggers=[tensorboard, details])
-    callbacks = [tensorboard, details, checkpoint]
+    callbacks += [details, checkpoint]
 
     # make sure that the results folder exists
     Path("results").mkdir(exist_ok=True)
 
     # resume an interrupted run
-    initial_epoch, ds_train = checkpoint.resume(model, ds_train, steps_per_epoch)
+    ds_train = checkpoint.resume(model, ds_train, steps_per_epoch)
 
     # train the model
     model.fit(
@@ -148,13 +151,14 @@ def main():
         verbose=messages.verbose(),  # 1, a progress bar, where there is a screen
         steps_per_epoch=steps_per_epoch,
         callbacks=callbacks,
-        initial_epoch=initial_epoch,
+        initial_epoch=checkpoint.initial_epoch,
     )
     if args.fast:
         recipe.restore(model, before)  # all but its weights
 
     # save the model
-    with portable.saving(model, Path("results", f"{args.name}.h5")) as path:  # never half a file
+    path = Path("results", f"{args.name}.h5")
+    with portable.saving(model, path) as path:  # a hidden one at first, so that it is never half a file
         model.save(path)
     checkpoint.delete()
 
@@ -173,27 +177,24 @@ def parse_args():
         help="randomly flip and shift the training images and blank out a square in each; for long runs",
     )
     parser.add_argument(
-        "--epochs", metavar="N",
-        type=messages.whole(1, 10_000),
+        "--epochs", metavar="N", type=int,
         help=f"passes over the training images (default: {epochs}; with --fast: {recipe.fast_epochs})",
     )
     parser.add_argument(
-        "--batch-size", metavar="N", default=batch_size,
-        type=messages.whole(1, 50_000),
+        "--batch-size", metavar="N", type=int, default=batch_size,
         help="images per training step (default: %(default)s)",
     )
     parser.add_argument(
-        "--seed", metavar="N",
-        type=messages.whole(0, 2**32 - 1),
+        "--seed", metavar="N", type=int,
         help="random seed; the same number gives the same model",
     )
     parser.add_argument(
         "--name", default=model_name,
-        type=messages.name,
         help="name of the run, for results/NAME.h5 and logs/NAME (default: %(default)s)",
     )
     parser.add_argument("--restart", action="store_true", help="discard an unfinished run with this name")
     args = parser.parse_args()
+    messages.check_options(parser, args)
     if args.fast and args.epochs is None:
         args.epochs = recipe.fast_epochs
     if args.epochs is None:

@@ -29,9 +29,9 @@ class Checkpoint(keras.callbacks.Callback):
         self.finished = False
 
     def resume(self, model, ds_train, steps_per_epoch):
-        """Put the checkpoint, if there is one, into the compiled model. Return the number of finished epochs, and the
-        training stream as it goes on from there. Where there is none, an earlier run with this name gets another name.
-        Raises messages.UserError if the interrupted run had other options or another network."""
+        """Put the checkpoint, if there is one, into the compiled model. Return the training stream as it goes on from
+        there; the number of finished epochs is `initial_epoch`. Where there is none, an earlier run with this name gets
+        another name. Raises messages.UserError if the interrupted run had other options or another network."""
         self.network = describe(model)
         self.precision = model.dtype_policy.name
         model.optimizer.build(model.trainable_variables)
@@ -44,12 +44,12 @@ class Checkpoint(keras.callbacks.Callback):
             self.read(model)
         for part in "train", "validation":  # left by an unfinished run; on_train_begin logs its epochs again
             shutil.rmtree(logdir / part, ignore_errors=True)
-        done = len(self.history)
-        if done == 0:
+        self.initial_epoch = len(self.history)
+        if self.initial_epoch == 0:
             self.write()
         elif self.options["seed"] is not None:  # the order of the images is then that of an uninterrupted run
-            ds_train = ds_train.skip(done * steps_per_epoch)
-        return done, ds_train
+            ds_train = ds_train.skip(self.initial_epoch * steps_per_epoch)
+        return ds_train
 
     def read(self, model):
         """Read the checkpoint. If it has finished epochs, and belongs to this run, let the model go on from there."""
@@ -104,12 +104,14 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         messages.progress.update(epoch=epoch + 1, epochs=self.options["epochs"])
+        if self.history:
+            self.write()  # not before: at the end of an epoch, another callback may still change the learning rate
 
     def on_epoch_end(self, epoch, logs=None):
         self.history.append({key: float(value) for key, value in logs.items()})
-        self.write()
 
     def on_train_end(self, logs=None):
+        self.write()
         self.finished = True
 
     def write(self):

@@ -1,5 +1,6 @@
 """Get the complete data set, or say why that failed. CIFAR-10 comes from the first mirror that has the same bytes.
 Without this, TFDS asks one server, which gives 55 to 85 kB/s (pytorch/vision issue 9536): up to an hour for 162 MiB."""
+import functools
 import random
 import shutil
 from pathlib import Path
@@ -19,6 +20,7 @@ mirrors = [
 archive_sha256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"  # as registered in TFDS
 
 
+@functools.cache  # once in a process
 def prepare(name):
     """Download and prepare the data set of this name in TensorFlow Datasets, if need be; read it once, which takes
     half a second, to see that it is whole. Raises UserError, which says what is wrong and what to do."""
@@ -31,10 +33,12 @@ def prepare(name):
             raise ValueError("it has no description")
         for split in builder.info.splits.values():
             check(split)
-    except (UserError, tfds.core.DatasetNotFoundError):  # a misspelt name is a mistake in the code
+    except UserError:
         raise
     except Exception as error:  # TensorFlow's, protobuf's, the system's
         folder = Path(tfds.core.constants.DATA_DIR, name)
+        if not folder.exists():  # a misspelt name is a mistake in the code
+            raise
         raise UserError(f"The data set in {folder} cannot be used: {one_line(error)}.\n"
                         "Delete it or move it elsewhere, or set TFDS_DATA_DIR to another folder;\n"
                         "then run the same command again.") from error
@@ -51,7 +55,7 @@ def check(split):
 
 def download(builder, folder):
     """Download the data set of the tfds.core.DatasetBuilder and prepare it in `folder`, a Path."""
-    downloads = folder.parents[1] / "downloads"
+    downloads = folder.parents[builder.info.full_name.count("/")] / "downloads"
     state = random.getstate()  # TFDS uses up random numbers; the same seed must give the same model after a download
     try:
         downloads.mkdir(parents=True, exist_ok=True)
@@ -60,6 +64,8 @@ def download(builder, folder):
               f"and preparing it in {folder}. This happens only once.")
         if builder.name == "cifar10":
             fetch_archive(downloads / "manual" / "cifar-10-binary.tar.gz", next(iter(builder.url_infos)))
+        elif builder.url_infos:
+            requests.head(next(iter(builder.url_infos)), timeout=(10, 30))  # TFDS would try for minutes
         builder.download_and_prepare()
     except UserError:
         raise
@@ -68,7 +74,7 @@ def download(builder, folder):
             raise KeyboardInterrupt from error
         if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
             raise UserError(cannot_write(error.filename or folder, error)) from error
-        raise UserError(f"{builder.name} could not be downloaded and prepared: {one_line(error)}\n"
+        raise UserError(f"{builder.name} could not be downloaded and prepared: {cause(error)}\n"
                         "Try again later.") from error
     finally:  # after Ctrl-C, too; and what an earlier run left that was killed
         random.setstate(state)
@@ -92,11 +98,21 @@ def fetch_archive(archive, original):
             (incomplete / archive.name).replace(archive)
             return
         except (requests.RequestException, ValueError) as error:  # ValueError: the hash is different
-            reason = "no connection" if isinstance(error, requests.ConnectionError) else one_line(error, 80)
-            print(f"Could not download from {url}: {reason}")
+            print(f"Could not download from {url}: {cause(error)}")
     raise UserError("CIFAR-10 could not be downloaded. Try again later, or put cifar-10-binary.tar.gz\n"
                     f"into {archive.parent},\n"
                     "or set TFDS_DATA_DIR to a folder where TensorFlow Datasets has prepared cifar10.")
+
+
+def cause(error):
+    """Return why a download failed, in a few words."""
+    if isinstance(error, requests.exceptions.SSLError):
+        return "its certificate is not trusted (in a company's network, REQUESTS_CA_BUNDLE names the file with its own)"
+    if isinstance(error, requests.exceptions.ProxyError):
+        return "the proxy does not let it through (HTTPS_PROXY names it, with user and password if it wants them)"
+    if isinstance(error, requests.ConnectionError):
+        return "no connection"
+    return one_line(error)
 
 
 def delete_incomplete(prepared, downloads):

@@ -46,12 +46,15 @@ class Details(keras.callbacks.CSVLogger):
 
 
 def plot_curves(history, path):
-    """Draw the curves at `path`; `history` has a dict of loss, accuracy, val_loss and val_accuracy per epoch."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    """Draw the curves of the loss and of each metric at `path`; `history` has a dict of them per epoch, such as loss,
+    accuracy, val_loss and val_accuracy."""
     epochs = range(1, len(history) + 1)
-    for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy")):
-        axes.plot(epochs, [epoch.get(key, nan) for epoch in history], "o-", c="#0072B2", ms=3, label="training")
+    keys = [key for key in history[0] if not key.startswith("val_") and key != "learning_rate"]
+    keys.sort(key=lambda key: key != "loss")  # the loss comes first
+    figure = Figure(figsize=(5 * len(keys), 4), layout="constrained")
+    for axes, key in zip(figure.subplots(1, len(keys), squeeze=False).flat, keys):
         # colour-blind people can tell these two colours apart
+        axes.plot(epochs, [epoch.get(key, nan) for epoch in history], "o-", c="#0072B2", ms=3, label="training")
         validation = [epoch.get(f"val_{key}", nan) for epoch in history]
         axes.plot(epochs, validation, "s--", c="#D55E00", ms=3, label="validation")
         axes.set(xlabel="epoch", ylabel=key, title=key.capitalize())

@@ -1,12 +1,12 @@
 """An error that the user can cause ends in a few lines and an exit code: 1 for a failure, 2 for a bad command line, 130
 for Ctrl-C. Without this, a failed download or Ctrl-C ends in a traceback. A mistake in the code keeps its traceback."""
-import argparse
 import errno
 import functools
 import os
 import re
 import signal
 import sys
+from pathlib import Path
 
 progress = {}  # the epoch in which the training is, and how many there are; the checkpoint fills it in
 
@@ -100,6 +100,14 @@ def again():
     return "run the same command again"
 
 
+def beside(file):
+    """Return the path of a file beside the script, as its user would type it."""
+    script = Path(sys.argv[0])
+    if script.name in ("train.py", "test.py"):
+        return script.with_name(file)
+    return file
+
+
 def verbose():
     """Return what `fit` should show: 1, a progress bar, on a screen; 2, a line per epoch, in a file and in IDLE."""
     in_notebook = "ipykernel" in sys.modules
@@ -125,18 +133,21 @@ def cannot_write(path, error):
             f"Files saved earlier are intact. Fix this, then {again()}.")
 
 
-def whole(low, high):
-    """Return a type for argparse: a whole number from `low` to `high`."""
-    def number(text):
-        if not (text.isdecimal() and low <= int(text) <= high):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
-        return int(text)
-    return number
+def check_options(parser, args):
+    """Exit with code 2 if an option of train.py has a number that is out of its range, or a name that cannot be part of
+    a file's name on every system. `parser` is the argparse.ArgumentParser, `args` has the options."""
+    check_range(parser, "--epochs", args.epochs, 1, 10_000)
+    check_range(parser, "--batch-size", args.batch_size, 1, 50_000)
+    check_range(parser, "--seed", args.seed, 0, 2**32 - 1)
+    if not re.fullmatch(r"\w([\w.-]{0,48}[\w-])?", args.name, re.ASCII):  # TensorFlow garbles other letters on Windows
+        parser.error(f"argument --name: {args.name!r} is not a valid name. Use up to 50 English letters, digits, '_', "
+                     "'-' and '.', with no '-' or '.' at the beginning and no '.' at the end")
+    if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*-(sample|images|report)", args.name, re.IGNORECASE):
+        parser.error(f"argument --name: {args.name!r} is the name of a device on Windows, or of a picture of test.py. "
+                     "Use another one")
 
 
-def name(text):
-    """A type for argparse: a name that can be part of a file's name on every system."""
-    if not re.fullmatch(r"\w([\w.-]{0,48}[\w-])?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a valid name. Use up to 50 letters, digits, '_', '-' and "
-                                         "'.', with no '-' or '.' at the beginning and no '.' at the end")
-    return text
+def check_range(parser, option, value, low, high):
+    """Exit with code 2 if the number that was given for an option is out of its range."""
+    if value is not None and not low <= value <= high:
+        parser.error(f"argument {option}: {value} is not a whole number from {low} to {high}")

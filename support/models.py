@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import keras
 
-from support.messages import UserError, one_line
+from support.messages import UserError, beside, one_line
 
 
 def load_model(path):
@@ -24,7 +24,7 @@ def load_model(path):
             model = keras.models.load_model(path, compile=False)
     except Exception as error:  # whatever h5py, json or Keras make of a corrupt file
         raise UserError(f"{path.absolute()} cannot be loaded as a Keras model:\n{one_line(error, 300)}\n"
-                        "If the file is incomplete, make a new one: python train.py") from error
+                        f"If the file is incomplete, make a new one: python {beside('train.py')}") from error
     if ends_in_scores(model):
         model = keras.Sequential([model, keras.layers.Softmax()])
     model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
@@ -33,10 +33,11 @@ def load_model(path):
 
 def missing(path):
     """Return the message for a model that is not there; it says what to do next."""
-    text = f"There is no model at {path.absolute()}.\nTrain one in a minute or two: python train.py --fast"
+    text = (f"There is no model at {path.absolute()}.\n"
+            f"Train one in a minute or two: python {beside('train.py')} --fast")
     others = sorted(Path("results").glob("[!.]*.h5"))
     if others:
-        text += f"\nOr test an existing one: python test.py {others[-1]}"
+        text += f"\nOr test an existing one: python {beside('test.py')} {others[-1]}"
     return text
 
 
@@ -66,8 +67,16 @@ def ends_in_scores(model):
     return getattr(last, "activation", linear) is linear and not isinstance(last, keras.layers.Softmax)
 
 
-def check(model, categories):
-    """Raise UserError if the model is not one from images (batch, 32, 32, 3) to an output for each category."""
-    if model.input_shape != (None, 32, 32, 3) or model.output_shape != (None, len(categories)):
-        raise UserError(f"This model does not classify 32x32 colour images into {len(categories)} classes:\n"
-                        f"its input is {model.input_shape}, its output {model.output_shape}.")
+def check_classes(model, categories):
+    """Raise UserError if the model does not have an output for each category."""
+    if model.output_shape != (None, len(categories)):
+        raise UserError(f"This model does not classify into the {len(categories)} classes of test.py:\n"
+                        f"its output is {model.output_shape}.")
+
+
+def check_images(model, ds_test):
+    """Raise UserError if the model is not for images like those of `ds_test`, batches of images and labels."""
+    shape = tuple(ds_test.element_spec[0].shape)
+    sizes = zip(model.input_shape, shape)
+    if len(model.input_shape) != len(shape) or any(None not in pair and pair[0] != pair[1] for pair in sizes):
+        raise UserError(f"This model is not for these test images: its input is {model.input_shape}, they are {shape}.")

@@ -18,17 +18,27 @@ max_drawn = 100  # how many of the user's pictures are drawn; Matplotlib cannot 
 
 
 def save_figure(model_path, kind):
-    """Save the current figure of pyplot as results/MODEL-KIND.png, and say so."""
-    path = Path("results", f"{model_path.stem}-{kind}.png")
+    """Save the current figure of pyplot as MODEL-KIND.png, beside the model, and say so."""
+    path = model_path.with_name(f"{model_path.stem}-{kind}.png")
     with files.replacing(path) as hidden:
         plt.savefig(hidden, dpi=100)
     print(f"Picture saved as {path}")
     return path
 
 
+@contextlib.contextmanager
+def explain_no_window():
+    """Say in a line why a window cannot be shown, as in a PyCharm that is older than its Matplotlib; the picture is
+    saved, anyway."""
+    try:
+        yield
+    except Exception as error:  # each kind of window has exceptions of its own
+        print(f"The window cannot be shown: {messages.one_line(error)}")
+
+
 def draw(axes, image, title, **style):
     """Show an image, or a PIL.Image, under its title."""
-    axes.imshow(image)
+    axes.imshow(image, cmap="gray")  # the colours for images without colours
     axes.set_anchor("N")  # at the top of its cell; otherwise the layout expects a lower title and cuts it off
     axes.set_title(title, parse_math=False, **style)  # a file's name may have dollar signs, as formulas have
 
@@ -40,13 +50,14 @@ def turn_upright(image):
         ImageOps.exif_transpose(image, in_place=True)
 
 
-def load_image(path):
-    """Read a picture of any format that Pillow knows; Pillow raises many kinds of errors.
-    Return what the model wants, float32 (32, 32, 3) in [0, 1], the middle square, reduced with antialiasing; and the
-    upright picture as an RGB PIL.Image, at most 400 pixels wide and high."""
+def load_image(path, size):
+    """Read a picture of any format that Pillow knows; Pillow raises many kinds of errors. Return two RGB PIL.Images:
+    its middle, reduced with antialiasing to `size`, (width, height) in pixels; and the upright picture, at most 400
+    pixels wide and high."""
     Image.MAX_IMAGE_PIXELS = 100_000_000  # Pillow refuses twice as many; telephones take photos of 200 megapixels
     with Image.open(path) as image:
-        image.draft(None, (shown_size, shown_size))  # of a JPEG, only a smaller copy is read, which needs less memory
+        side = max(shown_size, *size)
+        image.draft(None, (side, side))  # of a JPEG, only a smaller copy is read, which needs less memory
         image.load()
         turn_upright(image)
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
@@ -59,26 +70,44 @@ def load_image(path):
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image)
         image = image.convert("RGB")
-    small = ImageOps.fit(image, (32, 32), Image.Resampling.BICUBIC)
-    seen = np.asarray(small, np.float32) / 255
+    small = ImageOps.fit(image, size, Image.Resampling.BICUBIC)
     image.thumbnail((shown_size, shown_size))
-    return seen, image
+    return small, image
 
 
-def classify(model_path, model, paths, categories):
+def prepare(small, model, preprocess_image):
+    """Prepare a picture, an RGB PIL.Image of the model's size, as the training images are: in colour, or else in grey.
+    Return it as a PIL.Image, and as a batch of one image that the model takes.
+    Raises messages.UserError if `preprocess_image` does not make such a batch."""
+    for mode in "RGB", "L":
+        seen = small.convert(mode)
+        pixels = tf.constant(np.asarray(seen), shape=(1, small.height, small.width, len(mode)))
+        batch, label = preprocess_image(pixels, tf.zeros(1, tf.int64))
+        if tuple(batch.shape[1:]) == model.input_shape[1:]:
+            return seen, batch
+    raise messages.UserError(f"preprocess_image() in train.py makes images of shape {tuple(batch.shape[1:])},\n"
+                             f"but the model takes {model.input_shape[1:]}.")
+
+
+def classify(model_path, model, paths, preprocess_image, categories):
     """Print which class the model, from the file at `model_path`, gives each picture, and draw the first hundred.
-    `paths` has the pictures' files, `categories` the name of each label. Exit with code 1 if a file is not readable."""
+    `paths` has the pictures' files, `preprocess_image` is that of the training, `categories` has the name of each
+    label. Exit with code 1 if a file is not readable."""
+    if len(model.input_shape) != 4 or None in model.input_shape[1:]:
+        raise messages.UserError(f"This model is not for pictures of one size: its input is {model.input_shape}.")
+    batch, height, width, channels = model.input_shape
     count = 0
     drawn = []
     for path in paths:
         name = path.encode(errors="backslashreplace").decode()  # it may not be valid Unicode
         try:
-            seen, image = load_image(path)
+            small, image = load_image(path, (width, height))
         except Exception as error:  # each of Pillow's readers has exceptions of its own
             reason = getattr(error, "strerror", None) or messages.one_line(error)
             print(f"{name}: cannot be read as a picture: {reason}", file=sys.stderr, flush=True)
             continue
-        probabilities = model.predict_on_batch(seen[np.newaxis])[0]
+        seen, batch = prepare(small, model, preprocess_image)
+        probabilities = model.predict_on_batch(batch)[0]
         labels = np.argsort(-probabilities)[:3]
         best = [f"{categories[label]} {probabilities[label]:.2%}" for label in labels]
         print(f"{name}: {categories[labels[0]]} ({', '.join(best)})", flush=True)
@@ -95,7 +124,8 @@ def classify(model_path, model, paths, categories):
         if count > len(drawn):
             print(f"The picture shows the first {len(drawn)} of {count}.")
         save_figure(model_path, "images")
-        plt.show()
+        with explain_no_window():
+            plt.show()
     if count < len(paths):
         sys.exit(1)
 
@@ -108,21 +138,22 @@ def report(model_path, model, ds_test, categories):
     probabilities = model.predict(ds_test, verbose=0)
     predicted = probabilities.argmax(axis=1)
     confusion = tf.math.confusion_matrix(labels, predicted, len(categories)).numpy()  # rows are the true classes
-    print("\nclass       correct    of  accuracy")
+    width = max(len(name) for name in categories.values())
+    print(f"\n{'class':<{width}}  correct    of  accuracy")
     for label, row in enumerate(confusion):
-        print(f"{categories[label]:<11} {row[label]:>7} {row.sum():>5} {row[label] / max(row.sum(), 1):>9.1%}")
-    print(f"{'all':<11} {confusion.trace():>7} {confusion.sum():>5} {confusion.trace() / confusion.sum():>9.2%}\n")
+        print(f"{categories[label]:<{width}} {row[label]:>8} {row.sum():>5} {row[label] / max(row.sum(), 1):>9.1%}")
+    print(f"{'all':<{width}} {confusion.trace():>8} {confusion.sum():>5} {confusion.trace() / confusion.sum():>9.2%}\n")
 
     figure = plt.figure(figsize=(17, 8), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.05))
     axes = left.subplots()
     axes.imshow(confusion, cmap="Blues")
-    if len(categories) <= 20:  # there is no room for more numbers
+    if len(categories) <= 20:  # there is no room for more names and numbers
+        axes.set_xticks(range(len(categories)), categories.values(), rotation=45, ha="right")
+        axes.set_yticks(range(len(categories)), categories.values())
         for true, other in np.ndindex(confusion.shape):
             axes.text(other, true, confusion[true, other], ha="center", va="center", fontsize=11,
                       color="white" if confusion[true, other] > confusion.max() / 2 else "black")
-    axes.set_xticks(range(len(categories)), categories.values(), rotation=45, ha="right")
-    axes.set_yticks(range(len(categories)), categories.values())
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(f"{confusion.trace()} of {confusion.sum()} test images classified correctly")
 
@@ -133,7 +164,8 @@ def report(model_path, model, ds_test, categories):
         draw(axes, images[index], f"{categories[int(predicted[index])]} {probabilities[index].max():.1%}\n"
              f"true: {categories[int(labels[index])]}", fontsize=9)
     path = save_figure(model_path, "report")
-    plt.show()
+    with explain_no_window():
+        plt.show()
     logdir = Path("logs", model_path.stem)
     if logdir.is_dir() and model_path.resolve().parent == Path("results").resolve():
         log_picture(path, logdir / "report")

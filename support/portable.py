@@ -8,13 +8,14 @@ import contextlib
 import copy
 import io
 import json
+import tempfile
 from pathlib import Path
 
 import h5py
 import keras
 
 from support import files
-from support.messages import one_line
+from support.messages import beside, one_line
 
 
 @contextlib.contextmanager
@@ -32,7 +33,7 @@ def saving(model, path):
     curves = path.with_suffix(".png")
     and_curves = f", and its curves are in {curves}" if curves.exists() else ""
     print(f"The model is in {path}{and_curves}\n"
-          f"Next: python test.py {path}\n"
+          f"Next: python {beside('test.py')} {path}\n"
           "and:  tensorboard --logdir=logs")
 
 
@@ -53,8 +54,24 @@ def rewrite(model, path):
     try:
         keras.models.load_model(path, compile=False)
     except Exception as error:  # Keras raises many kinds
+        advice = "replace .h5 by .keras at the end of train.py."
+        if not opens_in_keras_format(model):
+            advice = ("make each Lambda, and each layer\nof your own, a class with "
+                      "@keras.saving.register_keras_serializable() above it, in train.py.")
         print(f"Keras cannot open this network again from a .h5 file: {one_line(error, 100)}\n"
-              "Its weights are saved. To save the network, too, replace .h5 by .keras at the end of train.py.")
+              f"Its weights are saved. To save the network, too, {advice}")
+
+
+def opens_in_keras_format(model):
+    """Return whether Keras can open the model again from a .keras file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.keras")
+        try:
+            model.save(path)
+            keras.models.load_model(path, compile=False)
+        except Exception:  # Keras raises many kinds
+            return False
+        return True
 
 
 def describe_network(model):
@@ -74,18 +91,13 @@ def describe_training(model, settings):
     """Return the description of the loss, the metrics and the optimizer in words that Keras 2 and Keras 3 know;
     `settings` is that of Keras 3."""
     loss = settings["loss"]
-    kind = loss
     if isinstance(model.loss, keras.Loss):
         loss = describe(model.loss)
-        kind = loss["class_name"]
-    metrics = settings["metrics"] or []
-    if kind in ("sparse_categorical_crossentropy", "SparseCategoricalCrossentropy"):
-        # by "accuracy" in a file, Keras 2 understands another metric
-        accuracy = {"class_name": "SparseCategoricalAccuracy", "config": {"name": "accuracy"}}
-        metrics = [accuracy if metric == "accuracy" else metric for metric in metrics]
+    # by the name "accuracy" in a file, Keras 2 understands another metric than Keras 3 has made of it
+    metrics = [metric for group in model.metrics for metric in getattr(group, "metrics", [])]
     return {
         "loss": loss,
-        "metrics": metrics,
+        "metrics": [describe(metric) for metric in metrics],
         "optimizer_config": describe(model.optimizer),
         "loss_weights": None,  # TensorFlow 2.0 asks for these three
         "weighted_metrics": None,

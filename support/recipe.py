@@ -3,7 +3,6 @@ Without this, 80 % accuracy takes 30 epochs, and 90 % is out of reach."""
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_datasets as tfds
 from keras.layers import Conv2D, Dense, Dropout
 
 from support import machine
@@ -30,25 +29,26 @@ def dropout_rates(rates, epochs):
     return [0 for rate in rates[:-1]] + [share * rate for rate in rates[-1:]]
 
 
-def make_fast(model, info, epochs, batch_size):
+def make_fast(model, load_data, steps_per_epoch, args):
     """Give the new model other initial values, precision, dropout, optimizer and loss for the training, and say so.
-    `info` is the tfds.core.DatasetInfo. Return what restore() needs."""
+    `load_data` is that of train.py, `args` has the options of the command line. Return what restore() needs."""
+    epochs = args.epochs
     rates = [layer.rate for layer in dropouts(model)]
-    before = {"rates": rates, "optimizer": model.optimizer, "loss": model.loss}
+    before = {"rates": rates, "optimizer": model.optimizer, "loss": model.loss, "metrics": build_metrics(model)}
     set_rates(model, dropout_rates(rates, epochs))
     precision = machine.faster_precision()
     machine.set_precision(model, precision)
     make_orthogonal(model)
-    whitened = whiten_first_layer(model, info)
+    ds_train, ds_test, info = load_data(args.batch_size)  # once more, since to read from a stream changes its order
+    whitened = whiten_first_layer(model, ds_train)
 
     # small batches need lower rates, and so do runs of more than 3 epochs: half of them at 24 epochs
-    scale = (batch_size / 64) ** 0.5 * min(1, 3 / epochs) ** (1 / 3)
-    steps = epochs * (info.splits["train"].num_examples // batch_size)
-    optimizer = Muon(OneCycle(scale * adam_peak, steps), beta_2=beta_2, weight_decay=weight_decay)
+    scale = (args.batch_size / 64) ** 0.5 * min(1, 3 / epochs) ** (1 / 3)
+    rate = OneCycle(scale * adam_peak, epochs * steps_per_epoch)
+    optimizer = Muon(rate, beta_2=beta_2, weight_decay=weight_decay)
     loss = smoothed_crossentropy(from_logits=getattr(model.loss, "from_logits", False))
-    model.compile(loss=loss, optimizer=optimizer, metrics=["accuracy"])
-    # with the variables of the metrics, which this call makes, `fit` traces the training step once, not twice
-    model.compute_metrics(None, np.zeros(1), np.zeros((1, model.output_shape[-1])))
+    model.compile(loss=loss, optimizer=optimizer, metrics=before["metrics"])
+    build_metrics(model)  # now, so that `fit` traces the training step once, not twice
 
     length = "1 epoch" if epochs == 1 else f"{epochs} epochs"
     amount = "less" if any(layer.rate for layer in dropouts(model)) else "no"
@@ -62,7 +62,14 @@ def restore(model, before):
     """Make the model what it was before make_fast(), with its new weights."""
     set_rates(model, before["rates"])
     machine.set_precision(model, "float32")
-    model.compile(loss=before["loss"], optimizer=before["optimizer"], metrics=["accuracy"])
+    model.compile(loss=before["loss"], optimizer=before["optimizer"], metrics=before["metrics"])
+    build_metrics(model)
+
+
+def build_metrics(model):
+    """Make the metrics, with which the model was compiled, and their variables. Return them, a list of keras.Metric."""
+    model.compute_metrics(None, np.zeros(1), np.zeros((1, model.output_shape[-1])))
+    return [metric for group in model.metrics for metric in getattr(group, "metrics", [])]
 
 
 def dropouts(model):
@@ -83,15 +90,17 @@ def make_orthogonal(model):
         layer.kernel.assign(keras.initializers.Orthogonal(gain)(layer.kernel.shape))
 
 
-def whiten_first_layer(model, info):
+def whiten_first_layer(model, ds_train):
     """Let the first layer whiten (https://arxiv.org/abs/2404.00498), if it can. Return what to say of it."""
     first = next(layer for layer in model.layers if layer.weights)
-    if not isinstance(first, Conv2D) or first.kernel.shape[2] != 3:
-        return " (but no whitening: the first layer is not a convolution of three colours)"
-    values = 3 * first.kernel_size[0] * first.kernel_size[1]
+    batch, height, width, channels = ds_train.element_spec[0].shape
+    if not isinstance(first, Conv2D) or first.kernel.shape[2] != channels:
+        return " (but no whitening: the first layer is not a convolution of the images' colours)"
+    values = channels * first.kernel_size[0] * first.kernel_size[1]
     if first.filters > 2 * values:
         return f" (but no whitening: the first layer has more than {2 * values} filters)"
-    images = tfds.load(info.name, split="train[:1%]", batch_size=-1)["image"]
+    count = 1 + 500_000 // (height * width)  # 489 images of 32x32 pixels
+    images, labels = next(iter(ds_train.unbatch().batch(count)))
     kernel, bias = whitening(images, first.kernel_size, first.filters)
     first.kernel.assign(kernel)
     if first.use_bias:
@@ -101,14 +110,15 @@ def whiten_first_layer(model, info):
 
 def whitening(images, size, filters):
     """Return kernel and bias of a convolution of this kernel size whose outputs are uncorrelated.
-    Its filters are the principal components of patches of the `images`, uint8 (n, 32, 32, 3), each with both signs."""
+    Its filters are the principal components of patches of the `images`, float32 (n, height, width, channels), each with
+    both signs."""
     patches = tf.image.extract_patches(images, (1, *size, 1), (1, 1, 1, 1), (1, 1, 1, 1), "VALID")
-    patches = tf.reshape(patches, (-1, patches.shape[-1])).numpy() / 255
+    patches = tf.reshape(patches, (-1, patches.shape[-1])).numpy()
     variances, components = np.linalg.eigh(np.cov(patches.T))  # the smallest comes first
     half = (filters + 1) // 2
     kernel = gain * (components / np.sqrt(variances + 0.001))[:, -half:]
     kernel = np.concatenate([kernel, -kernel], axis=1)[:, :filters]
-    return kernel.reshape(*size, 3, filters), -patches.mean(axis=0) @ kernel
+    return kernel.reshape(*size, -1, filters), -patches.mean(axis=0) @ kernel
 
 
 def smoothed_crossentropy(from_logits):
@@ -169,28 +179,27 @@ def augment(ds_train):
 
 
 def change(batch, seed):
-    """Flip half of a batch's images, (n, 32, 32, 3), shift each by a few pixels, and blank out a square in it
-    (https://arxiv.org/abs/1708.04552), as `seed`, two ints, decides."""
+    """Flip half of a batch's images, (n, height, width, channels), shift each by a few pixels, and blank out a square
+    in it (https://arxiv.org/abs/1708.04552), as `seed`, two ints, decides."""
     images, labels = batch
-    size = images.shape[1]
     count = tf.shape(images)[0]
+    height, width = images.shape[1:3]
     flip, down, right, top, left = tf.unstack(tf.random.stateless_uniform((5, count, 1), seed))
-    pixels = tf.range(size)
-    columns = tf.where(flip < 0.5, pixels, size - 1 - pixels)
+    columns = tf.where(flip < 0.5, tf.range(width), tf.range(width)[::-1])
     shifts = 2 * farthest + 1
-    rows = pixels + tf.cast(shifts * down, tf.int32)
+    rows = tf.range(height) + tf.cast(shifts * down, tf.int32)
     columns = columns + tf.cast(shifts * right, tf.int32)
     edges = (farthest, farthest)
     images = tf.pad(images, ((0, 0), edges, edges, (0, 0)), "REFLECT")
     images = tf.gather(images, rows, axis=1, batch_dims=1)
     images = tf.gather(images, columns, axis=2, batch_dims=1)
-    in_rows = within(pixels, top)[:, :, None, None]
-    in_columns = within(pixels, left)[:, None, :, None]
+    in_rows = within(tf.range(height), top)[:, :, None, None]
+    in_columns = within(tf.range(width), left)[:, None, :, None]
     return tf.where(in_rows & in_columns, 0.45, images), labels  # about the images' mean
 
 
 def within(pixels, place):
-    """Return which of the pixel indices belong to the hole at each place, float (n, 1) in [0, 1]; a hole at the edge is
-    smaller."""
+    """Return which of the pixel indices belong to the hole at each place, float (n, 1) in [0, 1]; a hole at the
+    edge is smaller."""
     first = tf.cast(place * (len(pixels) + 1), tf.int32) - hole // 2
     return (pixels >= first) & (pixels < first + hole)

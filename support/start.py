@@ -2,10 +2,11 @@
 Without this, TensorFlow writes its log to the console, training is slower on many computers, settings that other
 programs left break this one, and a missing package ends in a traceback."""
 import ctypes
-import importlib
+import importlib.machinery
 import io
 import logging
 import os
+import platform
 import sys
 import warnings
 from pathlib import Path
@@ -23,9 +24,20 @@ def import_packages():
     """Import the packages that take long or may fail: here, their messages are hidden and their errors explained."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tqdm warns in a notebook without widgets, for example
-        for package in ("tensorflow", "keras", "matplotlib.pyplot", "pooch", "tensorboard.plugins.hparams.api",
-                        "tensorflow_datasets", "tensorflow_datasets.public_api"):  # TFDS hides errors, this shows them
+        for package in ("tensorflow", "keras.callbacks", "matplotlib.pyplot", "pooch",
+                        "tensorboard.plugins.hparams.api", "tensorflow_datasets",
+                        "tensorflow_datasets.public_api"):  # TFDS hides errors, this shows them
             importlib.import_module(package)
+
+
+def files_that_hide_packages():
+    """Return the files beside the script that have a package's name, such as keras.py: Python imports them instead."""
+    found = []
+    for file in Path(sys.path[0]).glob("*.py"):
+        hidden = importlib.machinery.PathFinder.find_spec(file.stem, sys.path[1:])
+        if hidden and file.stem not in ("train", "test"):
+            found.append(file.name)
+    return found
 
 
 def without_stderr(function):
@@ -50,7 +62,7 @@ def adjust_process():
     import pooch
     sys.stdout.reconfigure(errors="replace", line_buffering=True)  # ? for a character that the console lacks
     warnings.simplefilter("ignore")  # Pillow warns of odd metadata, Matplotlib where there is no display
-    loggers = [logging.getLogger(name) for name in ("absl", "tensorflow", "urllib3")]
+    loggers = [logging.getLogger(name) for name in ("absl", "tensorflow", "urllib3", "matplotlib.image")]
     loggers.append(pooch.get_logger())  # logging.getLogger() does not know it
     for logger in loggers:
         logger.setLevel(logging.ERROR)  # no advice against HDF5, the tutorial's format, for example
@@ -74,7 +86,8 @@ def use_short_folder_name():
 
 
 # TensorFlow, HDF5 and Keras read these while they are imported.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # faster convolutions; TensorFlow leaves them off without AVX-512
+if platform.machine() in ("x86_64", "AMD64"):  # on ARM64, TensorFlow knows better
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # faster convolutions, which it leaves off without AVX-512
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")  # there are drives without locks, and nothing here needs one
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever ~/.keras/keras.json says
@@ -92,10 +105,16 @@ except BaseException as error:
     if messages.ctrl_c_was_pressed():  # whatever the packages have made of it
         messages.stop()
     state = "missing" if isinstance(error, ModuleNotFoundError) else "broken"
-    sys.exit(f"A package is {state}: {messages.one_line(error)}\n"
+    reason = f"A package is {state}: {messages.one_line(error)}"
+    hiding = files_that_hide_packages()
+    if hiding:
+        sys.exit(f"{reason}\n"
+                 f"Rename {' and '.join(hiding)} beside {Path(sys.argv[0]).name}: Python takes it for the package.")
+    requirements = messages.beside("requirements.txt")
+    sys.exit(f"{reason}\n"
              f"This is Python {sys.version.split()[0]}. To install the packages, with Python 3.10 to 3.13:"
-             "  python -m pip install -r requirements.txt\n"
+             f"  python -m pip install -r {requirements}\n"
              "With uv, you do not have to install Python:"
-             f"  uv run --python 3.13 --with-requirements requirements.txt {Path(sys.argv[0]).name}")
+             f"  uv run --python 3.13 --with-requirements {requirements} {sys.argv[0]}")
 if own_process:
     adjust_process()

@@ -1,6 +1,7 @@
 """What the tests share: a small CIFAR-10, a finished run on it, and the scripts run as a user runs them."""
 import functools
 import os
+import platform
 import re
 import shutil
 import signal
@@ -22,7 +23,8 @@ name = "cifar10-model-v1"
 checkpoint = f"results/{name}.checkpoint.npz"
 options = ["--epochs", 4, "--batch-size", 20, "--seed", 1]  # 3 steps an epoch on the tiny data set
 in_one_go = ["--epochs", 1, "--batch-size", 70]
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as train.py sets it, whichever test imports TensorFlow first
+if platform.machine() in ("x86_64", "AMD64"):
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as train.py does, whichever test imports TensorFlow first
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # the workers share the cores
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell script that runs the tests with & ignores it
 

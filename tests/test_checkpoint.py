@@ -109,9 +109,10 @@ def resume(folder, monkeypatch, model, **changes):
     from support.checkpoint import Checkpoint
     monkeypatch.chdir(folder)
     args = {"fast": False, "augment": False, "epochs": 4, "batch_size": 20, "seed": 1, "name": name, "restart": False}
-    done, stream = Checkpoint(Namespace(**{**args, **changes}), []).resume(model, tf.data.Dataset.range(100), 3)
-    assert int(next(iter(stream))) == (0 if changes.get("restart") else done * 3)
-    return done
+    callback = Checkpoint(Namespace(**{**args, **changes}), [])
+    stream = callback.resume(model, tf.data.Dataset.range(100), 3)
+    assert int(next(iter(stream))) == (0 if changes.get("restart") else callback.initial_epoch * 3)
+    return callback.initial_epoch
 
 
 def test_another_network_is_no_continuation(half, monkeypatch):

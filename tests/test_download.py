@@ -4,6 +4,8 @@ import http.server
 import os
 import shutil
 import signal
+import ssl
+import subprocess
 import threading
 import time
 
@@ -64,6 +66,8 @@ def server(archive):
                 self.server.requests.append(kind)
             if kind == "404":
                 return self.send_error(404)
+            if self.command == "CONNECT":
+                return self.send_error(407)
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -86,7 +90,7 @@ def server(archive):
             except OSError:
                 pass
 
-        do_HEAD = do_GET
+        do_HEAD = do_CONNECT = do_GET
 
         def log_message(self, *_):
             pass
@@ -158,6 +162,40 @@ def test_everything_bad(server, archive, tmp_path):
     assert not (tmp_path / "cifar10" / "3.0.2").exists()
     out, err = load(server, archive, tmp_path, ["good"])
     assert "test images: 50" in out, "the failure broke the next run"
+
+
+def test_another_data_set_without_a_network(tmp_path):
+    """It is said before TFDS begins, which would go on trying for minutes."""
+    program = tmp_path / "program.py"
+    program.write_text(f"import sys\nsys.path.insert(0, {str(root)!r})\n"
+                       "import support.start, tensorflow_datasets as tfds\n"
+                       "from support import download, messages\n"
+                       "known = tfds.builder_cls('mnist').url_infos\n"
+                       "for url in list(known):\n"
+                       "    known[url.replace('https://', 'http://127.0.0.1:1/')] = known.pop(url)\n"
+                       "messages.explain_errors(lambda: download.prepare('mnist'))()\n")
+    out, err = run(program, cwd=tmp_path, data=tmp_path, code=1)
+    assert "mnist could not be downloaded and prepared: no connection" in message(err) and "Getting mnist" in out
+
+
+def test_the_network_of_a_company(server, archive, tmp_path):
+    """A proxy that wants a password, and one that has a certificate of its own."""
+    import requests
+
+    from support import download
+    proxy = f"http://127.0.0.1:{server.server_address[1]}"
+    for proxies in {"https": proxy}, {"https": "http://127.0.0.1:1"}:
+        with pytest.raises(requests.RequestException) as error:
+            requests.get("https://mirror.invalid/good", proxies=proxies)
+        assert download.cause(error.value).startswith("the proxy does not let it through")
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 2 -subj /CN=127.0.0.1"
+    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    with pytest.raises(requests.RequestException) as error:
+        requests.get(f"https://127.0.0.1:{server.server_address[1]}/good", proxies={"https": ""})
+    assert "certificate" in download.cause(error.value)
 
 
 def test_no_network(server, archive, tmp_path):
@@ -260,7 +298,7 @@ def test_damaged_data(tmp_path, tiny, monkeypatch):
         shutil.copytree(tiny / "cifar10", tmp_path / "cifar10")
         damaged(tmp_path / "cifar10/3.0.2", what)
         with pytest.raises(UserError) as error:
-            download.prepare("cifar10")
+            download.prepare.__wrapped__("cifar10")  # not what an earlier test had found
         text = message(str(error.value))
         assert f"{tmp_path / 'cifar10'} cannot be used" in text and reason in text and "TFDS_DATA_DIR" in text, what
         shutil.rmtree(tmp_path / "cifar10")

@@ -1,17 +1,20 @@
 """Every mistake is answered in one to four lines, with the right exit code, and does no damage."""
 import os
+import shutil
 import sys
 
 import pytest
+from PIL import Image
 
-from conftest import in_one_go, message, run, run_after
+from conftest import message, run, run_after
 
 
 @pytest.mark.parametrize("arguments", [
     ["--epochs", "0"], ["--epochs", "-3"], ["--epochs", "many"], ["--epochs", "1.5"], ["--batch-size", "0"],
     ["--batch-size", "50001"], ["--seed", "-1"], ["--seed", str(2**32)], ["--name", ""], ["--name", "../x"],
     ["--name", "/x"], ["--name", "a/b"], ["--name", "a\\b"], ["--name", ".."], ["--name", ".hidden"],
-    ["--name", "dot."], ["--name", 51 * "a"], ["--colour"], ["--rest"]])
+    ["--name", "dot."], ["--name", 51 * "a"], ["--name", "übung"], ["--name", "NUL"], ["--name", "com1.x"],
+    ["--name", "a-sample"], ["--colour"], ["--rest"]])
 def test_bad_options(arguments, tmp_path, monkeypatch, capsys):
     import train
     monkeypatch.chdir(tmp_path)
@@ -33,11 +36,23 @@ def test_batch_larger_than_the_split(tmp_path, tiny):
     assert "--batch-size 71" in message(err)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="TensorFlow for Windows cannot write to such names")
-def test_a_console_that_lacks_the_characters_of_a_name(tmp_path, tiny):
-    out, err = run_after("sys.stdout.reconfigure(encoding='cp1252', errors='strict')", "train.py", *in_one_go,
-                         "--name", "日本", cwd=tmp_path, data=tiny)
-    assert err == "" and "The model is in results/??.h5" in out and (tmp_path / "results/日本.h5").exists()
+def test_a_console_that_lacks_the_characters_of_a_name(small_model, tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "日本.png")
+    model = shutil.copy(small_model, tmp_path)
+    out, err = run_after("sys.stdout.reconfigure(encoding='cp1252', errors='strict')", "test.py", model,
+                         "--image", "日本.png", cwd=tmp_path, data=tmp_path)
+    assert err == "" and "??.png: " in out
+
+
+def test_hints_name_the_scripts_as_they_were_typed(tmp_path, monkeypatch):
+    from support import models
+    from support.messages import UserError
+    for typed, train in {"train.py": "train.py", "../a/test.py": "../a/train.py", "": "train.py",
+                         "/usr/lib/ipykernel_launcher.py": "train.py"}.items():
+        monkeypatch.setattr("sys.argv", [typed])
+        with pytest.raises(UserError) as error:
+            models.load_model(tmp_path / "none.h5")
+        assert f"python {train} --fast" in message(str(error.value)).replace("\\", "/")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGPIPE")

@@ -61,15 +61,20 @@ def test_keras_own_format_and_another_network(small_model, tmp_path, tiny):
 def test_no_model(tmp_path):
     """It is said before any data are downloaded."""
     out, err = run("test.py", cwd=tmp_path, data=tmp_path / "no data", code=1)
-    assert f"results/{name}.h5" in message(err) and "python train.py" in err and out == ""
+    assert f"results/{name}.h5" in message(err) and "train.py --fast" in err and out == ""
 
 
 def refusal(path):
     """What test.py says of a model file, without a process for each file."""
+    import tensorflow as tf
+
+    from support import models
     from support.messages import UserError
-    from support.models import check, load_model
+    images = tf.data.Dataset.from_tensor_slices((np.zeros((3, 32, 32, 3)), range(3))).batch(2)
     with pytest.raises(UserError) as error:
-        check(load_model(path), dict.fromkeys(range(10)))
+        model = models.load_model(path)
+        models.check_classes(model, dict.fromkeys(range(10)))
+        models.check_images(model, images)
     return message(str(error.value))
 
 
@@ -97,12 +102,23 @@ def test_weights_alone(small_model, tmp_path):
         assert "only weights" in text and str(tmp_path / file) in text
 
 
-@pytest.mark.parametrize("layers, shape", [(["L.Flatten()", "L.Dense(10)"], (28, 28, 1)),
-                                           (["L.Flatten()", "L.Dense(100)"], (32, 32, 3)),
-                                           (["L.Conv2D(10, 3)"], (32, 32, 3))])
-def test_another_kind_of_model(layers, shape, tmp_path):
+@pytest.mark.parametrize("layers, shape, reason", [
+    (["L.Flatten()", "L.Dense(10)"], (28, 28, 1), "not for these test images: its input is (None, 28, 28, 1)"),
+    (["L.Dense(10)"], (3072,), "not for these test images"),
+    (["L.Flatten()", "L.Dense(100)"], (32, 32, 3), "does not classify into the 10 classes"),
+    (["L.Conv2D(10, 3)"], (32, 32, 3), "does not classify into the 10 classes")])
+def test_another_kind_of_model(layers, shape, reason, tmp_path):
     path = write_model(tmp_path / "model.h5", *layers, shape=shape)
-    assert "does not classify 32x32" in refusal(path)
+    assert reason in refusal(path)
+
+
+def test_a_model_for_images_of_any_size(tmp_path):
+    import tensorflow as tf
+
+    from support import models
+    path = write_model(tmp_path / "model.h5", "L.Conv2D(10, 3)", "L.GlobalAveragePooling2D()", shape=(None, None, 3))
+    images = tf.data.Dataset.from_tensor_slices((np.zeros((3, 32, 32, 3)), range(3))).batch(2)
+    models.check_images(models.load_model(path), images)
 
 
 def test_a_model_with_code_inside_is_refused(tmp_path):

@@ -1,5 +1,7 @@
 """--fast and --augment: what they change, what they leave alone, and that a resumed run keeps them."""
 import os
+import time
+from argparse import Namespace
 
 import h5py
 import numpy as np
@@ -88,21 +90,20 @@ def test_initial_values_are_orthogonal_and_the_first_layer_whitens(load):
 
     import train
     from support import machine, recipe
-    info = load()[2]
     keras.utils.set_random_seed(1)
     model = train.create_model((32, 32, 3))
     first, *others, last = [layer for layer in model.layers if layer.weights]
     before = last.kernel.numpy()
-    recipe.make_fast(model, info, epochs=2, batch_size=64)
+    recipe.make_fast(model, load, 15, Namespace(epochs=2, batch_size=64))
     assert (last.kernel.numpy() == before).all()
     machine.set_precision(model, "float32")
     for layer in others:
         kernel = layer.kernel.numpy().reshape(-1, layer.kernel.shape[-1])
         np.testing.assert_allclose(np.linalg.svd(kernel)[1], recipe.gain, rtol=1e-4)
     images = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3)) // np.array([1, 2, 8])  # not of equal variance
-    images = (images + np.roll(images, 1, axis=2)).astype(np.uint8)  # and correlated
+    images = (images + np.roll(images, 1, axis=2)).astype(np.float32) / 255  # and correlated
     first.set_weights(recipe.whitening(tf.constant(images), (3, 3), 32))
-    outputs = first(images / np.float32(255))[:, 1:-1, 1:-1].numpy().reshape(-1, 32)
+    outputs = first(images)[:, 1:-1, 1:-1].numpy().reshape(-1, 32)
     covariance = np.cov(outputs[:, :16].T) / recipe.gain ** 2
     np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=0.01)
     assert (0.9 < np.diag(covariance)).all() and (np.diag(covariance) < 1).all()
@@ -133,10 +134,22 @@ def test_a_network_without_a_softmax(load):
     from support import recipe
     model = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(10)])
     model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    recipe.make_fast(model, load()[2], epochs=2, batch_size=64)
+    recipe.make_fast(model, load, 15, Namespace(epochs=2, batch_size=64))
     scores = np.random.default_rng(0).normal(size=(5, 10)).astype(np.float32)
     expected = recipe.smoothed_crossentropy(from_logits=False)(np.arange(5), keras.ops.softmax(scores))
     np.testing.assert_allclose(model.loss(np.arange(5), scores), expected, rtol=1e-5)
+
+
+def test_measuring_the_precision_takes_bounded_time(monkeypatch):
+    from support import machine
+    taken = []
+
+    def slow(dtype):
+        taken.append(dtype)
+        time.sleep(0.2)
+        return 0.2
+    monkeypatch.setattr(machine, "seconds", slow)
+    assert machine.faster_precision() == "float32" and 2 <= len(taken) <= 12
 
 
 def test_it_says_what_it_does_and_resumes_to_the_same_bytes(half, undisturbed, tiny):
@@ -159,7 +172,7 @@ def test_a_run_is_not_resumed_with_others(half, tiny):
 def test_other_batch_sizes_have_other_rates(load, capsys):
     import train
     from support import recipe
-    recipe.make_fast(train.create_model((32, 32, 3)), load()[2], epochs=1, batch_size=16)
+    recipe.make_fast(train.create_model((32, 32, 3)), load, 62, Namespace(epochs=1, batch_size=16))
     assert "rise to 0.0015 and 0.001," in capsys.readouterr().out  # half of those for 64
 
 
@@ -183,7 +196,7 @@ def test_both_recipes_compile_for_gpus(fast, policy, load, monkeypatch):
     ds_train, ds_test, info = load(batch_size=8)
     model = train.create_model((32, 32, 3))
     if fast:
-        recipe.make_fast(model, info, epochs=1, batch_size=8)
+        recipe.make_fast(model, load, 125, Namespace(epochs=1, batch_size=8))
     model.compile(model.optimizer, model.loss, metrics=["accuracy"], jit_compile=True, auto_scale_loss=False)
     before = model.get_weights()
     history = model.fit(ds_train, steps_per_epoch=2, verbose=0).history

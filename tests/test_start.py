@@ -39,7 +39,7 @@ def test_packages_not_installed(script, tmp_path):
                           capture_output=True, encoding="utf-8", env=environment(tmp_path))
     assert done.returncode == 1 and done.stdout == ""
     version = ".".join(map(str, sys.version_info[:3]))
-    for word in "tensorflow", version, "3.10 to 3.13", "pip install -r requirements.txt":
+    for word in "tensorflow", version, "3.10 to 3.13", f"pip install -r {root / 'requirements.txt'}":
         assert word in message(done.stderr)
     assert list(tmp_path.iterdir()) == []
 
@@ -50,6 +50,30 @@ def test_a_broken_package_shows_its_own_error(tmp_path):
     done = subprocess.run([sys.executable, root / "train.py"], cwd=tmp_path, capture_output=True, encoding="utf-8",
                           env=environment(tmp_path, PYTHONPATH=str(tmp_path)))
     assert done.returncode == 1 and "No module named 'no_such_module'" in message(done.stderr)
+
+
+@pytest.mark.parametrize("file", ["keras.py", pytest.param("tensorflow.py", marks=rare),
+                                  pytest.param("numpy.py", marks=rare)])
+def test_a_file_that_hides_a_package(file, tmp_path):
+    shutil.copytree(root / "support", tmp_path / "support")
+    shutil.copy(root / "train.py", tmp_path)
+    (tmp_path / "helpers.py").write_text("")
+    (tmp_path / file).write_text("print('mine')")
+    done = subprocess.run([sys.executable, "train.py"], cwd=tmp_path, capture_output=True, encoding="utf-8",
+                          env=environment(tmp_path))
+    assert done.returncode == 1 and f"Rename {file} beside train.py" in message(done.stderr)
+
+
+def test_onednn_is_turned_on_for_x86_alone(tmp_path):
+    """On ARM64, TensorFlow decides by itself."""
+    for machine, setting in ("x86_64", "1"), ("AMD64", "1"), ("aarch64", "None"):
+        program = tmp_path / "program.py"
+        program.write_text(f"import os, platform, sys; platform.machine = lambda: {machine!r}\n"
+                           "os.environ.pop('TF_ENABLE_ONEDNN_OPTS', None)\n"
+                           f"sys.path[0] = {str(root)!r}; import support.start\n"
+                           "print(os.environ.get('TF_ENABLE_ONEDNN_OPTS'))")
+        out, err = run(program, cwd=tmp_path, data=tmp_path)
+        assert out == setting + "\n"
 
 
 def test_a_broken_tfds_is_not_taken_for_broken_data(tmp_path):
@@ -124,7 +148,7 @@ def test_a_notebooks_backend_is_not_inherited(small_model, tmp_path, tiny):
     """As in !python test.py, where it would draw nothing."""
     env = environment(tiny, MPLBACKEND="module://matplotlib_inline.backend_inline")
     out, err = run("test.py", small_model, cwd=tmp_path, data=tiny, plain=True, env=env)
-    assert err == "" and "Picture saved as results/small-sample.png" in out and "Figure(" not in out
+    assert err == "" and "/small-sample.png" in out and "Figure(" not in out
 
 
 state = """
