@@ -104,7 +104,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         messages.progress.update(epoch=epoch + 1, epochs=self.options["epochs"])
-        if self.history:
+        if epoch > self.initial_epoch:
             self.write()  # not before: at the end of an epoch, another callback may still change the learning rate
 
     def on_epoch_end(self, epoch, logs=None):

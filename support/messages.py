@@ -64,8 +64,7 @@ def first_ctrl_c(number, frame):
 
 
 def second_ctrl_c(number, frame):
-    print_stopped()
-    os._exit(130)
+    stop()
 
 
 def print_unless_lost(unraisable):
@@ -80,8 +79,11 @@ def ctrl_c_was_pressed():
 
 
 def stop():
-    """End the script after Ctrl-C, with a line and the exit code."""
+    """End the script after Ctrl-C, with a line and the exit code. Its own process ends at once, since
+    TensorFlow's threads take seconds to end, and sometimes crash."""
     print_stopped()
+    if ctrl_c_was_pressed():
+        os._exit(130)
     sys.exit(130)
 
 

@@ -17,6 +17,8 @@ def load_model(path):
     path = Path(path)
     if not path.exists():
         raise UserError(missing(path))
+    if path.is_dir():
+        raise UserError(f"{path.absolute()} is a folder, not a model.")
     try:
         if h5py.is_hdf5(path):
             model = load_hdf5(path)

@@ -91,13 +91,18 @@ def describe_training(model, settings):
     """Return the description of the loss, the metrics and the optimizer in words that Keras 2 and Keras 3 know;
     `settings` is that of Keras 3."""
     loss = settings["loss"]
+    kind = loss
     if isinstance(model.loss, keras.Loss):
         loss = describe(model.loss)
-    # by the name "accuracy" in a file, Keras 2 understands another metric than Keras 3 has made of it
-    metrics = [metric for group in model.metrics for metric in getattr(group, "metrics", [])]
+        kind = loss["class_name"]
+    metrics = settings["metrics"] or []
+    if kind in ("sparse_categorical_crossentropy", "SparseCategoricalCrossentropy"):
+        # by "accuracy" in a file, Keras 2 understands another metric
+        accuracy = {"class_name": "SparseCategoricalAccuracy", "config": {"name": "accuracy"}}
+        metrics = [accuracy if metric == "accuracy" else metric for metric in metrics]
     return {
         "loss": loss,
-        "metrics": [describe(metric) for metric in metrics],
+        "metrics": metrics,
         "optimizer_config": describe(model.optimizer),
         "loss_weights": None,  # TensorFlow 2.0 asks for these three
         "weighted_metrics": None,

@@ -63,7 +63,6 @@ def restore(model, before):
     set_rates(model, before["rates"])
     machine.set_precision(model, "float32")
     model.compile(loss=before["loss"], optimizer=before["optimizer"], metrics=before["metrics"])
-    build_metrics(model)
 
 
 def build_metrics(model):
