@@ -36,7 +36,7 @@ def load_model(path):
 def missing(path):
     """Return the message for a model that is not there; it says what to do next."""
     text = (f"There is no model at {path.absolute()}.\n"
-            f"Train one in a minute or two: python {beside('train.py')} --fast")
+            f"Train one in one to three minutes: python {beside('train.py')} --fast")
     others = sorted(Path("results").glob("[!.]*.h5"))
     if others:
         text += f"\nOr test an existing one: python {beside('test.py')} {others[-1]}"

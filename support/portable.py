@@ -8,7 +8,6 @@ import contextlib
 import copy
 import io
 import json
-import tempfile
 from pathlib import Path
 
 import h5py
@@ -54,24 +53,9 @@ def rewrite(model, path):
     try:
         keras.models.load_model(path, compile=False)
     except Exception as error:  # Keras raises many kinds
-        advice = "replace .h5 by .keras at the end of train.py."
-        if not opens_in_keras_format(model):
-            advice = ("make each Lambda, and each layer\nof your own, a class with "
-                      "@keras.saving.register_keras_serializable() above it, in train.py.")
         print(f"Keras cannot open this network again from a .h5 file: {one_line(error, 100)}\n"
-              f"Its weights are saved. To save the network, too, {advice}")
-
-
-def opens_in_keras_format(model):
-    """Return whether Keras can open the model again from a .keras file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model.keras")
-        try:
-            model.save(path)
-            keras.models.load_model(path, compile=False)
-        except Exception:  # Keras raises many kinds
-            return False
-        return True
+              "Its weights are saved. To save the network, too, put @keras.saving.register_keras_serializable() above\n"
+              "a layer class of your own, make a Lambda such a class, or replace .h5 by .keras at the end of train.py.")
 
 
 def describe_network(model):

@@ -4,9 +4,9 @@ Ten classes of 32x32 pictures that can be told apart by colour and stripes, 100 
 the test (TEST), in the binary format of the real archive, prepared by TensorFlow Datasets' own cifar10 builder.
 Then, with the variable TFDS_DATA_DIR set to FOLDER: python train.py --name small --epochs 3
 """
+import contextlib
 import hashlib
 import io
-import os
 import sys
 import tarfile
 from pathlib import Path
@@ -63,16 +63,21 @@ def register(archive, name="cifar10"):
 
 def prepare(folder, *counts):
     """Prepare the small data set in `folder`, a Path, as TFDS_DATA_DIR expects it; `counts` as for make_archive."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    import support.start  # quiets TensorFlow
+
     import tensorflow_datasets as tfds
     archive = folder / "downloads" / "manual" / "cifar-10-binary.tar.gz"
     make_archive(archive, *counts)
     register(archive)
-    tfds.builder("cifar10", data_dir=folder).download_and_prepare()
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):
+        tfds.builder("cifar10", data_dir=folder).download_and_prepare()
 
 
 if __name__ == "__main__":
     if len(sys.argv) not in (2, 4):
         sys.exit(__doc__)
+    print(f"Making a small CIFAR-10 in {sys.argv[1]}")
     prepare(Path(sys.argv[1]), *map(int, sys.argv[2:]))
     print(f"Now set TFDS_DATA_DIR to {sys.argv[1]}, and run: python train.py --name small --epochs 3")
