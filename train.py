@@ -135,7 +135,7 @@ def main():
     callbacks = [tensorboard]
     details = logs.Details(logdir, args)  # what TensorBoard leaves out
     checkpoint = Checkpoint(args, loggers=[tensorboard, details])
-    callbacks += [details, checkpoint]
+    callbacks += [details, checkpoint]  # the checkpoint is the last one, and so saves what others have changed
 
     # make sure that the results folder exists
     Path("results").mkdir(exist_ok=True)

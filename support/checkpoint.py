@@ -104,14 +104,12 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         messages.progress.update(epoch=epoch + 1, epochs=self.options["epochs"])
-        if epoch > self.initial_epoch:
-            self.write()  # not before: at the end of an epoch, another callback may still change the learning rate
 
     def on_epoch_end(self, epoch, logs=None):
         self.history.append({key: float(value) for key, value in logs.items()})
+        self.write()
 
     def on_train_end(self, logs=None):
-        self.write()
         self.finished = True
 
     def write(self):

@@ -79,7 +79,8 @@ def prepare(small, model, preprocess_image):
     """Prepare a picture, an RGB PIL.Image of the model's size, as the training images are: in colour, or else in grey.
     Return it as a PIL.Image, and as a batch of one image that the model takes.
     Raises messages.UserError if `preprocess_image` does not make such a batch."""
-    for mode in "RGB", "L":
+    modes = ["RGB", "L"] if model.input_shape[-1] == 1 else ["RGB"]
+    for mode in modes:
         seen = small.convert(mode)
         pixels = tf.constant(np.asarray(seen), shape=(1, small.height, small.width, len(mode)))
         batch, label = preprocess_image(pixels, tf.zeros(1, tf.int64))

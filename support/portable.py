@@ -54,8 +54,9 @@ def rewrite(model, path):
         keras.models.load_model(path, compile=False)
     except Exception as error:  # Keras raises many kinds
         print(f"Keras cannot open this network again from a .h5 file: {one_line(error, 100)}\n"
-              "Its weights are saved. To save the network, too, put @keras.saving.register_keras_serializable() above\n"
-              "a layer class of your own, make a Lambda such a class, or replace .h5 by .keras at the end of train.py.")
+              "Its weights are saved. To save the network, too: if it has a layer class of your own, write\n"
+              "@keras.saving.register_keras_serializable() above it; if it has a Lambda, make that such a class;\n"
+              "if it has neither, replace .h5 by .keras at the end of train.py.")
 
 
 def describe_network(model):

@@ -36,11 +36,11 @@ def make_fast(model, load_data, steps_per_epoch, args):
     rates = [layer.rate for layer in dropouts(model)]
     before = {"rates": rates, "optimizer": model.optimizer, "loss": model.loss, "metrics": build_metrics(model)}
     set_rates(model, dropout_rates(rates, epochs))
-    precision = machine.faster_precision()
-    machine.set_precision(model, precision)
     make_orthogonal(model)
     ds_train, ds_test, info = load_data(args.batch_size)  # once more, since to read from a stream changes its order
     whitened = whiten_first_layer(model, ds_train)
+    precision = machine.faster_precision()
+    machine.set_precision(model, precision)
 
     # small batches need lower rates, and so do runs of more than 3 epochs: half of them at 24 epochs
     scale = (args.batch_size / 64) ** 0.5 * min(1, 3 / epochs) ** (1 / 3)
@@ -67,7 +67,7 @@ def restore(model, before):
 
 def build_metrics(model):
     """Make the metrics, with which the model was compiled, and their variables. Return them, a list of keras.Metric."""
-    model.compute_metrics(None, np.zeros(1), np.zeros((1, model.output_shape[-1])))
+    model.compute_metrics(None, np.zeros(1), np.zeros((1, model.output_shape[-1]), "float32"))
     return [metric for group in model.metrics for metric in getattr(group, "metrics", [])]
 
 
@@ -92,14 +92,15 @@ def make_orthogonal(model):
 def whiten_first_layer(model, ds_train):
     """Let the first layer whiten (https://arxiv.org/abs/2404.00498), if it can. Return what to say of it."""
     first = next(layer for layer in model.layers if layer.weights)
-    batch, height, width, channels = ds_train.element_spec[0].shape
-    if not isinstance(first, Conv2D) or first.kernel.shape[2] != channels:
-        return " (but no whitening: the first layer is not a convolution of the images' colours)"
-    values = channels * first.kernel_size[0] * first.kernel_size[1]
+    if not isinstance(first, Conv2D) or first.groups > 1:
+        return " (but no whitening: the first layer with weights is not an ordinary convolution)"
+    values = first.kernel.shape[2] * first.kernel_size[0] * first.kernel_size[1]
     if first.filters > 2 * values:
         return f" (but no whitening: the first layer has more than {2 * values} filters)"
+    batch, height, width, channels = ds_train.element_spec[0].shape
     count = 1 + 500_000 // (height * width)  # 489 images of 32x32 pixels
     images, labels = next(iter(ds_train.unbatch().batch(count)))
+    images = keras.Model(model.inputs, first.input)(images)  # what other layers, such as Rescaling, make of them first
     kernel, bias = whitening(images, first.kernel_size, first.filters)
     first.kernel.assign(kernel)
     if first.use_bias:
