@@ -380,6 +380,19 @@ def test_confusion_matrix(tmp_path, monkeypatch, capsys):
         assert [tick.get_text() for tick in ticks] == labels
 
 
+def test_preprocessing_that_does_not_fit_the_model(small_model):
+    import keras
+    import tensorflow as tf
+
+    from support import pictures
+    from support.messages import UserError
+    model = keras.models.load_model(small_model, compile=False)
+    with pytest.raises(UserError) as error:
+        pictures.prepare(Image.new("RGB", (32, 32)), model,
+                         lambda image, label: (tf.image.rgb_to_grayscale(image), label))
+    assert "images of shape (32, 32, 1),\nbut the model takes (32, 32, 3)" in str(error.value)
+
+
 def test_pictures_stay_beside_their_models(small_model, tmp_path, tiny):
     for person in "anna", "ben":
         (tmp_path / person).mkdir()

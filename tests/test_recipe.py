@@ -111,6 +111,21 @@ def test_initial_values_are_orthogonal_and_the_first_layer_whitens(load):
     np.testing.assert_allclose(outputs.mean(axis=0), 0, atol=1e-3)
 
 
+def test_it_whitens_what_other_layers_make_of_the_images(load):
+    import keras
+
+    from support import recipe
+    ds_train, ds_test, info = load()
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((32, 32, 3)), layers.Rescaling(2.0, offset=-1), layers.Conv2D(32, 3),
+                              layers.Flatten(), layers.Dense(10)])
+    assert recipe.whiten_first_layer(model, ds_train) == ", a whitening first layer"
+    images, labels = take(ds_train, 1000)
+    outputs = model.layers[1](model.layers[0](images)).numpy().reshape(-1, 32)
+    np.testing.assert_allclose(outputs.mean(axis=0), 0, atol=0.05)
+    assert (outputs[:, :16].std(axis=0) < 1.1 * recipe.gain).all() and outputs[:, 15].std() > 0.9 * recipe.gain
+
+
 def test_muon_makes_singular_values_about_equal():
     import keras
     import tensorflow as tf
