@@ -31,7 +31,7 @@ categories = {
 def main():
     args = parse_args()
 
-    # load the model; if there is none, that is said before any data are downloaded
+    # load the model first: if there is none, that is said before any data are downloaded
     model = load_model(args.model)
     models.check_classes(model, categories)
 
@@ -67,7 +67,7 @@ def main():
     # show it
     plt.figure(figsize=(4, 4.4))
     plt.axis("off")
-    plt.imshow(sample_image, cmap="gray")  # the colours for images without colours
+    plt.imshow(sample_image, cmap="gray")  # used for grey images only
     plt.title(f"Predicted label: {predicted_label}\nTrue label: {sample_label}")
     pictures.save_figure(args.model, "sample")  # for where there is no display
     with pictures.explain_no_window():

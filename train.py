@@ -51,8 +51,8 @@ def load_data(batch_size=batch_size):
 
     ds_train = (
         ds_train
-        .cache()  # images are decoded once, and kept as bytes
-        .shuffle(10_000)  # 10,000 are enough, since TensorFlow Datasets has already shuffled the files
+        .cache()  # images are decoded once, and kept as uint8
+        .shuffle(10_000)  # 10,000 are enough, since TensorFlow Datasets has mixed all images when it wrote its files
         .batch(batch_size, drop_remainder=True)
         .repeat()  # after the shuffling and the batching, so an epoch is one pass over the images
         .map(preprocess_image)  # a batch at a time is quicker than an image at a time
@@ -127,15 +127,15 @@ def main():
     print(f"Training on: {machine.device_name()}")
     model = create_model(input_shape=info.features["image"].shape)
     if args.fast:
-        before = recipe.make_fast(model, load_data, steps_per_epoch, args)  # another optimizer, for example
+        before = recipe.make_fast(model, load_data, steps_per_epoch, args)  # changes the optimizer, the loss and more
 
     # some callbacks
     logdir = Path("logs", args.name)
     tensorboard = TensorBoard(log_dir=logdir)
     callbacks = [tensorboard]
-    details = logs.Details(logdir, args)  # what TensorBoard leaves out
+    details = logs.Details(logdir, args)  # what Keras' callback leaves out
     checkpoint = Checkpoint(args, loggers=[tensorboard, details])
-    callbacks += [details, checkpoint]  # the checkpoint is the last one, and so saves what others have changed
+    callbacks += [details, checkpoint]  # the checkpoint is last, so it also saves what the others have changed
 
     # make sure that the results folder exists
     Path("results").mkdir(exist_ok=True)
@@ -154,11 +154,11 @@ def main():
         initial_epoch=checkpoint.initial_epoch,
     )
     if args.fast:
-        recipe.restore(model, before)  # all but its weights
+        recipe.restore(model, before)  # undoes that; the new weights stay
 
     # save the model
     path = Path("results", f"{args.name}.h5")
-    with portable.saving(model, path) as path:  # a hidden one at first, so that it is never half a file
+    with portable.saving(model, path) as path:  # a hidden file, renamed when it is complete
         model.save(path)
     checkpoint.delete()
 

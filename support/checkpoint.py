@@ -13,9 +13,9 @@ from support import files, machine, messages
 
 class Checkpoint(keras.callbacks.Callback):
     """Save the whole state of training after every epoch, and resume from it. It is one file,
-    results/NAME.checkpoint.npz, so that its parts always belong together; keras.callbacks.BackupAndRestore writes two,
-    without options and history. A checkpoint without any epoch is written when the training begins: the sign that the
-    logs belong to an unfinished run.
+    results/NAME.checkpoint.npz, so that its parts always belong together; keras.callbacks.BackupAndRestore writes two
+    files, without options and history. A checkpoint without any epoch is written before the training begins: the sign
+    that the logs belong to an unfinished run.
     `args` has the options of the command line; `loggers` has the callbacks that log each epoch."""
 
     def __init__(self, args, loggers):

@@ -55,7 +55,8 @@ def check(split):
 
 def download(builder, folder):
     """Download the data set of the tfds.core.DatasetBuilder and prepare it in `folder`, a Path."""
-    downloads = folder.parents[builder.info.full_name.count("/")] / "downloads"
+    depth = builder.info.full_name.count("/")  # cifar10/3.0.2 is in the data folder; others have a config between
+    downloads = folder.parents[depth] / "downloads"
     state = random.getstate()  # TFDS uses up random numbers; the same seed must give the same model after a download
     try:
         downloads.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
-"""Files are never half written, and a run never overwrites the model, the curves and the logs of an earlier one.
-Without this, a crash or a full disk costs the old file as well as the new one."""
+"""Models, checkpoints and pictures are never half written, and a run never overwrites the model, curves and logs of an
+earlier one. Without this, a crash or a full disk costs the old file as well as the new one."""
 import contextlib
 import os
 import tempfile

@@ -27,12 +27,12 @@ def faster_precision():
         measured = []
         end = monotonic() + 1
         while not measured or (monotonic() < end and len(measured) < 50):
-            measured.append((seconds("float32"), seconds("bfloat16")))  # in turns: others may be running
+            measured.append((seconds("float32"), seconds("bfloat16")))  # in turns: other programs may be running
     except tf.errors.OpError:  # oneDNN has no such convolution for this CPU
         return "float32"
-    long = min(pair[0] for pair in measured)
-    short = min(pair[1] for pair in measured)
-    return "mixed_bfloat16" if short < 0.9 * long else "float32"
+    in_32_bits = min(pair[0] for pair in measured)
+    in_16_bits = min(pair[1] for pair in measured)
+    return "mixed_bfloat16" if in_16_bits < 0.9 * in_32_bits else "float32"
 
 
 def seconds(dtype):

@@ -45,7 +45,7 @@ def explain(error):
     disk = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO
     if isinstance(error, OSError) and error.errno in disk:
         return cannot_write(error.filename or "A file", error)
-    if "DecodeImage" in str(error):
+    if "DecodeImage" in str(error):  # in a folder of own classes
         return (f"TensorFlow cannot read one of the pictures: {one_line(error, 100)}\n"
                 f"python {beside('test.py')} --image, with the names of all of them, may tell which.")
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":  # Python's, TensorFlow's
@@ -71,7 +71,7 @@ def second_ctrl_c(number, frame):
 
 
 def print_unless_lost(unraisable):
-    """Print an error in a destructor, which cannot be raised, unless it is a Ctrl-C that is lost there."""
+    """Print an error in a destructor, as Python does, unless it is a Ctrl-C that is lost there."""
     if unraisable.exc_type is not KeyboardInterrupt:
         sys.__unraisablehook__(unraisable)
 
@@ -147,9 +147,10 @@ def check_options(parser, args):
     if not re.fullmatch(r"\w([\w.-]{0,48}[\w-])?", args.name, re.ASCII):  # TensorFlow garbles other letters on Windows
         parser.error(f"argument --name: {args.name!r} is not a valid name. Use up to 50 English letters, digits, '_', "
                      "'-' and '.', with no '-' or '.' at the beginning and no '.' at the end")
-    if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*-(sample|images|report)", args.name, re.IGNORECASE):
-        parser.error(f"argument --name: {args.name!r} is the name of a device on Windows, or of a picture of test.py. "
-                     "Use another one")
+    if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", args.name, re.IGNORECASE):
+        parser.error(f"argument --name: {args.name!r} is the name of a device on Windows. Use another one")
+    if re.fullmatch(".*-(sample|images|report)", args.name):
+        parser.error(f"argument --name: {args.name!r} ends like the pictures of test.py. Use another one")
 
 
 def check_range(parser, option, value, low, high):

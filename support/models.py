@@ -1,5 +1,5 @@
 """A model file opens here, the tutorial's own of TensorFlow 2.0 included, or the reason is given.
-Without this, those do not open, and a file of another kind ends in a traceback."""
+Without this, the tutorial's old files do not open, and a file of another kind ends in a traceback."""
 import json
 import shutil
 import tempfile

@@ -38,14 +38,14 @@ def explain_no_window():
 
 def draw(axes, image, title, **style):
     """Show an image, or a PIL.Image, under its title."""
-    axes.imshow(image, cmap="gray")  # the colours for images without colours
+    axes.imshow(image, cmap="gray")  # used for grey images only
     axes.set_anchor("N")  # at the top of its cell; otherwise the layout expects a lower title and cuts it off
     axes.set_title(title, parse_math=False, **style)  # a file's name may have dollar signs, as formulas have
 
 
 def turn_upright(image):
-    """Turn a loaded picture upright, as its camera noted. Pillow turns the pixels first, then writes the metadata anew.
-    If they are odd, that fails, but it does no harm here."""
+    """Turn a loaded picture upright, as its camera noted. Damaged metadata make Pillow fail after it has turned the
+    pixels; that does no harm here."""
     with contextlib.suppress(Exception):  # each way to damage metadata has an exception of its own
         ImageOps.exif_transpose(image, in_place=True)
 
@@ -54,7 +54,7 @@ def load_image(path, size):
     """Read a picture of any format that Pillow knows; Pillow raises many kinds of errors. Return two RGB PIL.Images:
     its middle, reduced with antialiasing to `size`, (width, height) in pixels; and the upright picture, at most 400
     pixels wide and high."""
-    Image.MAX_IMAGE_PIXELS = 100_000_000  # Pillow refuses twice as many; telephones take photos of 200 megapixels
+    Image.MAX_IMAGE_PIXELS = 100_000_000  # Pillow refuses more than twice this; telephones take 200 megapixels
     with Image.open(path) as image:
         side = max(shown_size, *size)
         image.draft(None, (side, side))  # of a JPEG, only a smaller copy is read, which needs less memory
@@ -76,9 +76,9 @@ def load_image(path, size):
 
 
 def prepare(small, model, preprocess_image):
-    """Prepare a picture, an RGB PIL.Image of the model's size, as the training images are: in colour, or else in grey.
-    Return it as a PIL.Image, and as a batch of one image that the model takes.
-    Raises messages.UserError if `preprocess_image` does not make such a batch."""
+    """Prepare a picture, an RGB PIL.Image of the model's size, as the training images are. For a model of grey images,
+    try it in colour first, since `preprocess_image` may turn it grey. Return it as a PIL.Image, and as a batch of one
+    image that the model takes. Raises messages.UserError if `preprocess_image` does not make such a batch."""
     modes = ["RGB", "L"] if model.input_shape[-1] == 1 else ["RGB"]
     for mode in modes:
         seen = small.convert(mode)
@@ -96,7 +96,7 @@ def classify(model_path, model, paths, preprocess_image, categories):
     label. Exit with code 1 if a file is not readable."""
     if len(model.input_shape) != 4 or None in model.input_shape[1:]:
         raise messages.UserError(f"This model is not for pictures of one size: its input is {model.input_shape}.")
-    batch, height, width, channels = model.input_shape
+    height, width = model.input_shape[1:3]
     count = 0
     drawn = []
     for path in paths:
