@@ -1,5 +1,6 @@
 """Model files that are saved here open anywhere."""
 import json
+import shutil
 
 import h5py
 import numpy as np
@@ -41,8 +42,9 @@ history = model.fit(test, epochs=2, verbose=0).history
 assert all((old != new).any() for old, new in zip(before, model.get_weights()))
 print(type(model.optimizer).__name__, sorted(history), model.count_params(), "train" in sys.modules)
 """)
-    out, err = start(program, trained / f"results/{name}.h5", cwd=tmp_path, data=data).wait()
-    tested, err = run("test.py", trained / f"results/{name}.h5", cwd=tmp_path, data=data)
+    model = shutil.copy(trained / f"results/{name}.h5", tmp_path)
+    out, err = start(program, model, cwd=tmp_path, data=data).wait()
+    tested, err = run("test.py", model, cwd=tmp_path, data=data)
     accuracy = float(tested.split("Test accuracy: ")[1].split()[0]) / 100
     lines = out.strip().split("\n")
     assert float(lines[0].split()[1]) == pytest.approx(accuracy, abs=1e-6)
