@@ -70,10 +70,10 @@ def second_ctrl_c(number, frame):
     stop()
 
 
-def print_unless_lost(unraisable):
+def print_unless_lost(unraisable, print_error=sys.__unraisablehook__):  # when Python ends, `sys` is already gone
     """Print an error in a destructor, as Python does, unless it is a Ctrl-C that is lost there."""
     if unraisable.exc_type is not KeyboardInterrupt:
-        sys.__unraisablehook__(unraisable)
+        print_error(unraisable)
 
 
 def ctrl_c_was_pressed():

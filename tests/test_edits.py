@@ -128,6 +128,7 @@ own_layer = """class Scale(tf.keras.layers.Layer):
 def create_model("""
 
 
+@rare
 def test_layers_of_ones_own(tmp_path, tiny):
     """The advice helps in both cases."""
     register = "@keras.saving.register_keras_serializable()"
@@ -256,6 +257,7 @@ def found(group):
     return paths
 
 
+@rare
 def test_early_stopping_starts_afresh_when_a_run_is_resumed(tmp_path, tiny):
     stopping = "EarlyStopping(monitor='loss', mode='max', patience=9, restore_best_weights=True, verbose=1)"
     train = with_callbacks(tmp_path, stopping)
@@ -318,14 +320,16 @@ expected_answers = f"""
 import support.start, keras, train
 from PIL import Image
 import tensorflow_datasets as tfds
-stored = tfds.load("cifar10", split="test", as_supervised=True).batch(10)
-images, labels = next(stored.as_numpy_iterator())
-ds_train, ds_test, info = train.load_data(10)
-model = keras.models.load_model("results/{name}.h5", compile=False)
-answers = model.predict(next(iter(ds_test))[0], verbose=0)
-for number, answer in enumerate(answers):
-    Image.fromarray(images[number]).save(f"{{number}}.png")
-    print(f"{{number}}.png {{100 * answer.max():.2f}}")
+def main():  # TensorFlow 2.16 complains of global variables at the end
+    stored = tfds.load("cifar10", split="test", as_supervised=True).batch(10)
+    images, labels = next(stored.as_numpy_iterator())
+    ds_train, ds_test, info = train.load_data(10)
+    model = keras.models.load_model("results/{name}.h5", compile=False)
+    answers = model.predict(next(iter(ds_test))[0], verbose=0)
+    for number, answer in enumerate(answers):
+        Image.fromarray(images[number]).save(f"{{number}}.png")
+        print(f"{{number}}.png {{100 * answer.max():.2f}}")
+main()
 """
 
 

@@ -64,6 +64,7 @@ def test_a_file_that_hides_a_package(file, tmp_path):
     assert done.returncode == 1 and f"Rename {file} beside train.py" in message(done.stderr)
 
 
+@rare
 def test_onednn_is_turned_on_for_x86_alone(tmp_path):
     """On ARM64, TensorFlow decides by itself."""
     for machine, setting in ("x86_64", "1"), ("AMD64", "1"), ("aarch64", "None"):
