@@ -409,6 +409,7 @@ def show(*arguments, **options):
 """
 
 
+@rare
 def test_a_window_that_cannot_be_shown(folder, data):
     """As in a PyCharm that is older than its Matplotlib."""
     (folder / "no_window.py").write_text(no_window)
