@@ -97,7 +97,7 @@ def whiten_first_layer(model, ds_train):
     values = first.kernel.shape[2] * first.kernel_size[0] * first.kernel_size[1]
     if first.filters > 2 * values:
         return f" (but no whitening: the first layer has more than {2 * values} filters)"
-    batch, height, width, channels = ds_train.element_spec[0].shape
+    height, width = ds_train.element_spec[0].shape[1:3]
     count = 1 + 500_000 // (height * width)  # 489 images of 32x32 pixels
     images, labels = next(iter(ds_train.unbatch().batch(count)))
     images = keras.Model(model.inputs, first.input)(images)  # what other layers, such as Rescaling, make of them first

@@ -89,7 +89,8 @@ def test_recorded_runs_are_not_where_new_ones_go(tmp_path, tiny):
         for path in [*(tmp_path / kind).glob(name + "*")]:
             path.unlink() if path.is_file() else shutil.rmtree(path)
     out, err = run("test.py", cwd=tmp_path, data=tiny, code=1)
-    assert "train.py --fast" in message(err) and "test.py results/" in err.replace("\\", "/") and out == ""
+    assert f"python {(root / 'train.py').as_posix()} --fast" in message(err)
+    assert f"python {(root / 'test.py').as_posix()} results/" in err and out == ""
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     out, err = run("train.py", "--epochs", 1, cwd=tmp_path, data=tiny)
     assert "The earlier run" not in out and err == ""

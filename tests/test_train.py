@@ -149,7 +149,7 @@ def test_it_learns_and_logs_it(trained):
 
 def test_same_seed_same_numbers(undisturbed, tiny, tmp_path):
     again, err = run("train.py", *options, "--name", "again", cwd=tmp_path, data=tiny)
-    assert "results/again.h5" in again
+    assert f"Next: python {(root / 'test.py').as_posix()} results/again.h5" in again
     assert (tmp_path / "logs/again/epochs.csv").read_text() == (undisturbed / f"logs/{name}/epochs.csv").read_text()
     assert (tmp_path / "results/again.h5").read_bytes() == (undisturbed / f"results/{name}.h5").read_bytes()
 
