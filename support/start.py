@@ -28,6 +28,8 @@ def import_packages():
                         "tensorboard.plugins.hparams.api", "tensorflow_datasets",
                         "tensorflow_datasets.public_api"):  # TFDS hides errors, this shows them
             importlib.import_module(package)
+            if messages.ctrl_c_was_pressed():  # the package has swallowed the KeyboardInterrupt
+                raise KeyboardInterrupt
 
 
 def files_that_hide_packages():

@@ -102,6 +102,16 @@ def test_ctrl_c_before_training(script, moment, tmp_path, tiny):
         assert script.returncode == 130 and stopped, err
 
 
+@rare
+def test_ctrl_c_that_a_package_swallows(tmp_path):
+    (tmp_path / "pooch.py").write_text("import signal\n"
+                                       "try: signal.raise_signal(signal.SIGINT)\n"
+                                       "except KeyboardInterrupt: pass")
+    done = subprocess.run([sys.executable, root / "train.py"], cwd=tmp_path, capture_output=True, encoding="utf-8",
+                          env=environment(tmp_path / "data", PYTHONPATH=str(tmp_path)))
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nStopped.\n")
+
+
 @posix
 @rare
 def test_ctrl_c_does_not_end_a_run_in_the_background(tmp_path, tiny):
