@@ -121,7 +121,7 @@ def main():
     if steps_per_epoch == 0:
         raise messages.UserError(f"--batch-size {args.batch_size} is larger than the number of training images.")
     if args.augment:
-        ds_train = recipe.augment(ds_train)
+        ds_train = recipe.augment(ds_train, steps_per_epoch)
 
     # construct the model
     print(f"Training on: {machine.device_name()}")

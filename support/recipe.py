@@ -172,20 +172,24 @@ class Muon(keras.optimizers.Adam):
         self.assign_sub(variable, rate * tf.reshape(matrix, variable.shape))
 
 
-def augment(ds_train):
+def augment(ds_train, steps_per_epoch):
     """Return the training stream with images that are changed at random, differently in every pass."""
+    epochs = tf.data.Dataset.counter().map(lambda step: step // steps_per_epoch)
     seeds = tf.data.Dataset.random().batch(2)
-    return tf.data.Dataset.zip(ds_train, seeds).map(change, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return tf.data.Dataset.zip(ds_train, epochs, seeds).map(change, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
-def change(batch, seed):
-    """Flip about half of a batch's images, (n, height, width, channels), shift each by a few pixels, and blank out a
-    square in it (https://arxiv.org/abs/1708.04552), as `seed`, two ints, decides."""
+def change(batch, epoch, seed):
+    """Flip half of a batch's images, (n, height, width, channels), the others in the next epoch
+    (https://arxiv.org/abs/2404.00498). Shift each by a few pixels, and blank out a square in it
+    (https://arxiv.org/abs/1708.04552), as `seed`, two ints, decides."""
     images, labels = batch
     count = tf.shape(images)[0]
     height, width = images.shape[1:3]
-    flip, down, right, top, left = tf.unstack(tf.random.stateless_uniform((5, count, 1), seed))
-    columns = tf.where(flip < 0.5, tf.range(width), tf.range(width)[::-1])
+    numbers = tf.reduce_sum(tf.cast(1000 * images, tf.int64), (1, 2, 3))  # each image keeps its own, odd or even
+    flipped = (numbers + epoch) % 2 == 1
+    columns = tf.where(flipped[:, None], tf.range(width)[::-1], tf.range(width))
+    down, right, top, left = tf.unstack(tf.random.stateless_uniform((4, count, 1), seed))
     shifts = 2 * farthest + 1
     rows = tf.range(height) + tf.cast(shifts * down, tf.int32)
     columns = columns + tf.cast(shifts * right, tf.int32)

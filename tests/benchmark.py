@@ -59,7 +59,7 @@ def measure_training(load_data, validation_steps, fast, augment, epochs):
     from support import recipe
     ds_train, ds_test, info = load_data()
     if augment:
-        ds_train = recipe.augment(ds_train)
+        ds_train = recipe.augment(ds_train, info.splits["train"].num_examples // 64)
     model = train.create_model((32, 32, 3))
     if fast:
         steps_per_epoch = info.splits["train"].num_examples // 64
