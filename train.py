@@ -174,7 +174,7 @@ def parse_args():
     )
     parser.add_argument(
         "--augment", action="store_true",
-        help="randomly flip and shift the training images and blank out a square in each; for long runs",
+        help="flip and shift the training images, and blank out a square in each; for long runs",
     )
     parser.add_argument(
         "--epochs", metavar="N", type=int,

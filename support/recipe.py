@@ -9,10 +9,10 @@ from support import machine
 
 # The settings of --fast. They were chosen on training images that were set aside.
 fast_epochs = 2
-adam_peak = 0.002  # highest learning rate of Adam, for batches of 64; longer runs have lower ones
+adam_peak = 0.002  # highest learning rate of Adam, for 3 epochs of batches of 64; longer runs have lower ones
 muon_peak = 0.003  # the same for Muon
 beta_2 = 0.99  # how slowly Adam forgets the size of gradients; its usual 0.999 is for longer runs
-warm_up = 0.25  # part of the run in which the learning rates rise
+warm_up = 0.15  # part of the run in which the learning rates rise
 gain = 0.4  # size of the initial values; small ones change direction faster
 smoothing = 0.1  # part of each label that is spread over all classes
 weight_decay = 0.1  # part of each weight that every step takes off, times the learning rate
@@ -42,8 +42,8 @@ def make_fast(model, load_data, steps_per_epoch, args):
     precision = machine.faster_precision()
     machine.set_precision(model, precision)
 
-    # small batches need lower rates, and so do runs of more than 3 epochs: at 24 epochs, half of those
-    scale = (args.batch_size / 64) ** 0.5 * min(1, 3 / epochs) ** (1 / 3)
+    # small batches need lower rates, and so do long runs: 24 epochs have half the rates of 3
+    scale = (args.batch_size / 64) ** 0.5 * (3 / epochs) ** (1 / 3)
     rate = OneCycle(scale * adam_peak, epochs * steps_per_epoch)
     optimizer = Muon(rate, beta_2=beta_2, weight_decay=weight_decay)
     loss = smoothed_crossentropy(from_logits=getattr(model.loss, "from_logits", False))

@@ -188,7 +188,7 @@ def test_a_run_is_not_resumed_with_others(half, tiny):
 def test_other_batch_sizes_have_other_rates(load, capsys):
     import train
     from support import recipe
-    recipe.make_fast(train.create_model((32, 32, 3)), load, 62, Namespace(epochs=1, batch_size=16))
+    recipe.make_fast(train.create_model((32, 32, 3)), load, 62, Namespace(epochs=3, batch_size=16))
     assert "rise to 0.0015 and 0.001," in capsys.readouterr().out  # half of those for 64
 
 
