@@ -12,7 +12,6 @@ fast_epochs = 2
 adam_peak = 0.002  # highest learning rate of Adam, for 3 epochs of batches of 64; longer runs have lower ones
 muon_peak = 0.003  # the same for Muon
 beta_2 = 0.99  # how slowly Adam forgets the size of gradients; its usual 0.999 is for longer runs
-warm_up = 0.15  # part of the run in which the learning rates rise
 gain = 0.4  # size of the initial values; small ones change direction faster
 smoothing = 0.1  # part of each label that is spread over all classes
 weight_decay = 0.1  # part of each weight that every step takes off, times the learning rate
@@ -27,6 +26,11 @@ def dropout_rates(rates, epochs):
     cannot learn its images by heart, so only the last layer stays on, at a lower rate, and only beyond 10 epochs."""
     share = 0.3 * min(1, max(0, (epochs - 10) / 20))
     return [0 for rate in rates[:-1]] + [share * rate for rate in rates[-1:]]
+
+
+def warm_up(epochs):
+    """Return in which part of a run of this length the learning rates rise. A short run has no time for more."""
+    return 0.15 if epochs <= 10 else 0.25
 
 
 def make_fast(model, load_data, steps_per_epoch, args):
@@ -44,7 +48,7 @@ def make_fast(model, load_data, steps_per_epoch, args):
 
     # small batches need lower rates, and so do long runs: 24 epochs have half the rates of 3
     scale = (args.batch_size / 64) ** 0.5 * (3 / epochs) ** (1 / 3)
-    rate = OneCycle(scale * adam_peak, epochs * steps_per_epoch)
+    rate = OneCycle(scale * adam_peak, epochs * steps_per_epoch, warm_up(epochs))
     optimizer = Muon(rate, beta_2=beta_2, weight_decay=weight_decay)
     loss = smoothed_crossentropy(from_logits=getattr(model.loss, "from_logits", False))
     model.compile(loss=loss, optimizer=optimizer, metrics=before["metrics"])
@@ -131,17 +135,18 @@ def smoothed_crossentropy(from_logits):
 
 
 class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
-    """A learning rate that rises to `peak` and falls to 0 at step `steps` (https://arxiv.org/abs/1708.07120)."""
+    """A learning rate that rises to `peak` in the first part, `warm_up`, of all `steps`, and then falls to 0
+    (https://arxiv.org/abs/1708.07120)."""
 
-    def __init__(self, peak, steps):
-        self.peak, self.steps = peak, steps
+    def __init__(self, peak, steps, warm_up):
+        self.peak, self.steps, self.warm_up = peak, steps, warm_up
 
     def get_config(self):
-        return {"peak": self.peak, "steps": self.steps}
+        return {"peak": self.peak, "steps": self.steps, "warm_up": self.warm_up}
 
     def __call__(self, step):
         done = tf.cast(step, tf.float32) / self.steps
-        return self.peak * tf.minimum(done / warm_up, (1 - done) / (1 - warm_up))
+        return self.peak * tf.minimum(done / self.warm_up, (1 - done) / (1 - self.warm_up))
 
 
 class Muon(keras.optimizers.Adam):

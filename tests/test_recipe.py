@@ -74,7 +74,7 @@ def test_the_rate_rises_and_falls_and_tensorboard_shows_it(undisturbed):
     scale = (3 / 4) ** (1 / 3)  # longer runs have lower rates
     rates = found["train/epoch_learning_rate"]
     assert [step for step, rate in rates] == [0, 1, 2, 3]
-    expected = [scale * recipe.adam_peak * min(done / recipe.warm_up, (1 - done) / (1 - recipe.warm_up))
+    expected = [scale * recipe.adam_peak * min(done / recipe.warm_up(4), (1 - done) / (1 - recipe.warm_up(4)))
                 for done in (0.25, 0.5, 0.75, 1)]
     assert np.allclose([rate for step, rate in rates], expected, atol=1e-7)
 

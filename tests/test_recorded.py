@@ -49,7 +49,7 @@ def test_recorded_logs_are_whole(run_name, epochs, fast, augment):
     if fast:
         from support.recipe import adam_peak, warm_up
         ends = [epoch / epochs for epoch in range(1, epochs + 1)]  # of the epochs, when the rate is logged
-        logged = max(min(done / warm_up, (1 - done) / (1 - warm_up)) for done in ends)
+        logged = max(min(done / warm_up(epochs), (1 - done) / (1 - warm_up(epochs))) for done in ends)
         highest = max(rate for step, rate in found["train/epoch_learning_rate"])
         assert highest == pytest.approx(logged * (3 / epochs) ** (1 / 3) * adam_peak, rel=1e-3)
     for key, values in found.items():
