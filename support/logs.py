@@ -58,7 +58,7 @@ def plot_curves(history, path):
         validation = [epoch.get(f"val_{key}", nan) for epoch in history]
         axes.plot(epochs, validation, "s--", c="#D55E00", ms=3, label="validation")
         axes.set(xlabel="epoch", ylabel=key, title=key.capitalize())
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(alpha=0.3)
         axes.legend()
     with files.replacing(path) as hidden:

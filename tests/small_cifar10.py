@@ -80,4 +80,4 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     print(f"Making a small CIFAR-10 in {sys.argv[1]}")
     prepare(Path(sys.argv[1]), *map(int, sys.argv[2:]))
-    print(f"Now set TFDS_DATA_DIR to {sys.argv[1]}, and run: python train.py --name small --epochs 3")
+    print(f"Now set TFDS_DATA_DIR to {Path(sys.argv[1]).absolute()}, and run: python train.py --name small --epochs 3")
