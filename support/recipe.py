@@ -29,7 +29,7 @@ def dropout_rates(rates, epochs):
 
 
 def warm_up(epochs):
-    """Return in which part of a run of this length the learning rates rise. A short run has no time for more."""
+    """Return the part of a run of this length in which the learning rates rise: in a long run, more of it."""
     return 0.15 if epochs <= 10 else 0.25
 
 

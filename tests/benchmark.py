@@ -58,11 +58,11 @@ def measure_training(load_data, validation_steps, fast, augment, epochs):
     import train
     from support import recipe
     ds_train, ds_test, info = load_data()
+    steps_per_epoch = info.splits["train"].num_examples // 64
     if augment:
-        ds_train = recipe.augment(ds_train, info.splits["train"].num_examples // 64)
+        ds_train = recipe.augment(ds_train, steps_per_epoch)
     model = train.create_model((32, 32, 3))
     if fast:
-        steps_per_epoch = info.splits["train"].num_examples // 64
         recipe.make_fast(model, load_data, steps_per_epoch, Namespace(epochs=epochs, batch_size=64))
     clock = {}
 
