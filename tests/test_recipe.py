@@ -74,9 +74,18 @@ def test_the_rate_rises_and_falls_and_tensorboard_shows_it(undisturbed):
     scale = (3 / 4) ** (1 / 3)  # longer runs have lower rates
     rates = found["train/epoch_learning_rate"]
     assert [step for step, rate in rates] == [0, 1, 2, 3]
-    expected = [scale * recipe.adam_peak * min(done / recipe.warm_up(4), (1 - done) / (1 - recipe.warm_up(4)))
+    warm_up = recipe.for_length(recipe.warm_up, 4)
+    expected = [scale * recipe.adam_peak * min(done / warm_up, (1 - done) / (1 - warm_up))
                 for done in (0.25, 0.5, 0.75, 1)]
     assert np.allclose([rate for step, rate in rates], expected, atol=1e-7)
+
+
+def test_long_runs_have_other_settings():
+    from support import recipe
+    values = [recipe.for_length((1, 5), epochs) for epochs in (1, 10, 15, 30, 100)]
+    assert values == [1, 1, 2, 5, 5]
+    rates = recipe.dropout_rates([0.25, 0.5], 10), recipe.dropout_rates([0.25, 0.5], 30)
+    assert rates == ([0, 0], [0, 0.15]) and recipe.dropout_rates([], 30) == []
 
 
 def test_two_epochs_are_the_default(monkeypatch):
@@ -152,7 +161,7 @@ def test_a_network_without_a_softmax(load):
     model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     recipe.make_fast(model, load, 15, Namespace(epochs=2, batch_size=64))
     scores = np.random.default_rng(0).normal(size=(5, 10)).astype(np.float32)
-    expected = recipe.smoothed_crossentropy(from_logits=False)(np.arange(5), keras.ops.softmax(scores))
+    expected = recipe.smoothed_crossentropy(0.1, from_logits=False)(np.arange(5), keras.ops.softmax(scores))
     np.testing.assert_allclose(model.loss(np.arange(5), scores), expected, rtol=1e-5)
 
 

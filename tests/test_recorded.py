@@ -47,9 +47,10 @@ def test_recorded_logs_are_whole(run_name, epochs, fast, augment):
     for part in "train", "validation":
         assert {f"{part}/epoch_loss", f"{part}/epoch_accuracy"} <= set(found)
     if fast:
-        from support.recipe import adam_peak, warm_up
+        from support.recipe import adam_peak, for_length, warm_up
+        part = for_length(warm_up, epochs)
         ends = [epoch / epochs for epoch in range(1, epochs + 1)]  # of the epochs, when the rate is logged
-        logged = max(min(done / warm_up(epochs), (1 - done) / (1 - warm_up(epochs))) for done in ends)
+        logged = max(min(done / part, (1 - done) / (1 - part)) for done in ends)
         highest = max(rate for step, rate in found["train/epoch_learning_rate"])
         assert highest == pytest.approx(logged * (3 / epochs) ** (1 / 3) * adam_peak, rel=1e-3)
     for key, values in found.items():
