@@ -13,11 +13,10 @@ adam_peak = 0.002  # highest learning rate of Adam, for 3 epochs of batches of 6
 muon_peak = 0.003  # the same for Muon
 beta_2 = 0.99  # how slowly Adam forgets the size of gradients; its usual 0.999 is for longer runs
 gain = 0.4  # size of the initial values; small ones change direction faster
-weight_decay = 0.2  # part of each weight that every step takes off, times the learning rate
-# These have two values: for runs of up to 10 epochs, and of 30 and more. Long runs need more that keeps a network from
-# learning its images by heart.
-smoothing = 0.1, 0.2  # part of each label that is spread over all classes
-dropout = 0, 0.3  # part of its rate that the last Dropout layer keeps; the others are off
+smoothing = 0.1  # part of each label that is spread over all classes
+# These have two values: for runs of up to 10 epochs, and of 30 and more.
+weight_decay = 0.2, 0.1  # part of each weight that a step takes off, times the learning rate; short runs have few steps
+dropout = 0, 0.3  # part of its rate that the last Dropout layer keeps; the others are off, and in short runs, all are
 warm_up = 0.15, 0.25  # part of the run in which the learning rates rise
 
 # The settings of --augment.
@@ -26,7 +25,7 @@ hole = 8  # side of the square, in pixels, that is blanked out
 
 
 def for_length(setting, epochs):
-    """Return the value of a setting that has two, (short, long), in a run of this length. It grows in between."""
+    """Return the value of a setting that has two, (short, long), in a run of this length. In between, it is a mix."""
     short, long = setting
     share = min(1, max(0, (epochs - 10) / 20))
     return short + share * (long - short)
@@ -54,8 +53,8 @@ def make_fast(model, load_data, steps_per_epoch, args):
     # small batches need lower rates, and so do long runs: 24 epochs have half the rates of 3
     scale = (args.batch_size / 64) ** 0.5 * (3 / epochs) ** (1 / 3)
     rate = OneCycle(scale * adam_peak, epochs * steps_per_epoch, for_length(warm_up, epochs))
-    optimizer = Muon(rate, beta_2=beta_2, weight_decay=weight_decay)
-    loss = smoothed_crossentropy(for_length(smoothing, epochs), getattr(model.loss, "from_logits", False))
+    optimizer = Muon(rate, beta_2=beta_2, weight_decay=for_length(weight_decay, epochs))
+    loss = smoothed_crossentropy(from_logits=getattr(model.loss, "from_logits", False))
     model.compile(loss=loss, optimizer=optimizer, metrics=before["metrics"])
     build_metrics(model)  # now, so that `fit` traces the training step once, not twice
 
@@ -130,12 +129,12 @@ def whitening(images, size, filters):
     return kernel.reshape(*size, -1, filters), -patches.mean(axis=0) @ kernel
 
 
-def smoothed_crossentropy(part, from_logits):
-    """Return the loss, a function, when a `part` of each label is spread over all classes
+def smoothed_crossentropy(from_logits):
+    """Return the loss, a function, when a part of each label is spread over all classes
     (https://arxiv.org/abs/1512.00567). `from_logits` says that the outputs are scores, not probabilities."""
     def loss(labels, outputs):
         targets = tf.one_hot(tf.cast(tf.reshape(labels, [-1]), tf.int32), outputs.shape[-1])
-        return keras.losses.categorical_crossentropy(targets, outputs, from_logits, part)
+        return keras.losses.categorical_crossentropy(targets, outputs, from_logits, smoothing)
     return loss
 
 
