@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from support import messages, models, pictures
+from support import messages, models, options, pictures
 from support.models import load_model
 from train import load_data, model_name, preprocess_image
 
@@ -91,7 +91,7 @@ def parse_args():
         help="classify the middle square of your own pictures instead; each answer is one of the classes",
     )
     either.add_argument("--report", action="store_true", help="also show where the model goes wrong")
-    return parser.parse_args()
+    return parser.parse_args(options.given())
 
 
 if __name__ == "__main__":

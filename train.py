@@ -13,7 +13,7 @@ from keras.callbacks import TensorBoard
 from keras.layers import Activation, Conv2D, Dense, Dropout, Flatten, Input, MaxPooling2D
 from keras.models import Sequential
 
-from support import download, files, logs, machine, messages, portable, recipe
+from support import download, files, logs, machine, messages, options, portable, recipe
 from support.checkpoint import Checkpoint
 
 # hyper-parameters
@@ -46,8 +46,8 @@ def load_data(batch_size=batch_size):
     ds_train, info = tfds.load(dataset, with_info=True, split="train", as_supervised=True)
     ds_test = tfds.load(dataset, split="test", as_supervised=True)
 
-    options = tf.data.Options()
-    options.autotune.enabled = False  # else a thread that tunes tf.data may delay the end of the training by a minute
+    settings = tf.data.Options()
+    settings.autotune.enabled = False  # else a thread that tunes tf.data may delay the end of the training by a minute
 
     ds_train = (
         ds_train
@@ -57,7 +57,7 @@ def load_data(batch_size=batch_size):
         .repeat()  # after the shuffling and the batching, so an epoch is one pass over the images
         .map(preprocess_image)  # a batch at a time is quicker than an image at a time
         .prefetch(2)  # the next batches are made while the model trains on one
-        .with_options(options)
+        .with_options(settings)
     )
     ds_test = (
         ds_test
@@ -65,7 +65,7 @@ def load_data(batch_size=batch_size):
         .cache()
         .map(preprocess_image)
         .prefetch(2)
-        .with_options(options)
+        .with_options(settings)
     )
     return ds_train, ds_test, info
 
@@ -112,6 +112,7 @@ def create_model(input_shape):
 def main():
     args = parse_args()
     files.make_folders(args.name)  # fails now, not after the training, if results/ or logs/ cannot be written
+    checkpoint = Checkpoint(args)  # of an interrupted run, if there is one
     if args.seed is not None:
         keras.utils.set_random_seed(args.seed)
 
@@ -120,28 +121,30 @@ def main():
     steps_per_epoch = info.splits["train"].num_examples // args.batch_size  # 781
     if steps_per_epoch == 0:
         raise messages.UserError(f"--batch-size {args.batch_size} is larger than the number of training images.")
-    if args.augment:
-        ds_train = recipe.augment(ds_train, steps_per_epoch)
 
     # construct the model
     print(f"Training on: {machine.device_name()}")
     model = create_model(input_shape=info.features["image"].shape)
-    if args.fast:
-        before = recipe.make_fast(model, load_data, steps_per_epoch, args)  # changes the optimizer, the loss and more
+    if not model.built:  # it has no Input(...)
+        model.build((None, *ds_train.element_spec[0].shape[1:]))
+    original = model
+    if args.fast:  # a copy is trained, with another optimizer and more
+        model = recipe.fast_copy(original, load_data, steps_per_epoch, args, checkpoint.precision)
+
+    # begin, or resume an interrupted run
+    ds_train = checkpoint.begin_or_resume(model, ds_train, steps_per_epoch, load_data)
+    if args.augment:
+        ds_train = recipe.augment(ds_train, steps_per_epoch, checkpoint.initial_epoch)
 
     # some callbacks
     logdir = Path("logs", args.name)
     tensorboard = TensorBoard(log_dir=logdir)
     callbacks = [tensorboard]
-    details = logs.Details(logdir, args)  # what Keras' callback leaves out
-    checkpoint = Checkpoint(args, loggers=[tensorboard, details])
-    callbacks += [details, checkpoint]  # the checkpoint is last, so it also saves what the others have changed
+    callbacks += [logs.Details(logdir, tensorboard, checkpoint)]  # what Keras' callback leaves out
+    callbacks += [checkpoint]  # the last one, so it also saves what the others have changed
 
     # make sure that the results folder exists
     Path("results").mkdir(exist_ok=True)
-
-    # resume an interrupted run
-    ds_train = checkpoint.resume(model, ds_train, steps_per_epoch)
 
     # train the model
     model.fit(
@@ -154,12 +157,13 @@ def main():
         initial_epoch=checkpoint.initial_epoch,
     )
     if args.fast:
-        recipe.restore(model, before)  # undoes that; the new weights stay
+        original.set_weights(model.get_weights())
+        model = original
 
     # save the model
     path = Path("results", f"{args.name}.h5")
-    with portable.saving(model, path) as path:  # a hidden file, renamed when it is complete
-        model.save(path)
+    with portable.saving(model, path) as hidden:  # a hidden file, renamed when it is complete
+        model.save(hidden)
     checkpoint.delete()
 
 
@@ -177,24 +181,23 @@ def parse_args():
         help="flip and shift the training images, and blank out a square in each; for long runs",
     )
     parser.add_argument(
-        "--epochs", metavar="N", type=int,
+        "--epochs", metavar="N", type=options.whole_number(1, 10_000),
         help=f"passes over the training images (default: {epochs}; with --fast: {recipe.fast_epochs})",
     )
     parser.add_argument(
-        "--batch-size", metavar="N", type=int, default=batch_size,
+        "--batch-size", metavar="N", type=options.whole_number(1, 50_000), default=batch_size,
         help="images per training step (default: %(default)s)",
     )
     parser.add_argument(
-        "--seed", metavar="N", type=int,
+        "--seed", metavar="N", type=options.whole_number(0, 2**32 - 1),
         help="random seed; the same number gives the same model",
     )
     parser.add_argument(
-        "--name", default=model_name,
+        "--name", type=options.run_name, default=model_name,
         help="name of the run, for results/NAME.h5 and logs/NAME (default: %(default)s)",
     )
     parser.add_argument("--restart", action="store_true", help="discard an unfinished run with this name")
-    args = parser.parse_args()
-    messages.check_options(parser, args)
+    args = parser.parse_args(options.given())
     if args.fast and args.epochs is None:
         args.epochs = recipe.fast_epochs
     if args.epochs is None:

@@ -1,14 +1,16 @@
 """An interrupted run resumes after its last finished epoch. With --seed, it ends with the same model, to the byte.
 Without this, Ctrl-C, a crash or a reboot in the last epoch costs the whole run."""
+import hashlib
 import io
 import json
-import shutil
+import time
 from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 
-from support import files, machine, messages
+from support import files, messages, options
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -16,74 +18,82 @@ class Checkpoint(keras.callbacks.Callback):
     results/NAME.checkpoint.npz, so that its parts always belong together; keras.callbacks.BackupAndRestore writes two
     files, without options and history. A checkpoint without any epoch is written before the training begins: the sign
     that the logs belong to an unfinished run.
-    `args` has the options of the command line; `loggers` has the callbacks that log each epoch."""
+    `args` has the options of the command line. Raises UserError if there is a checkpoint that cannot be read."""
 
-    def __init__(self, args, loggers):
+    def __init__(self, args):
         super().__init__()
-        self.loggers = loggers
         self.name = args.name
-        self.restart = args.restart
-        self.options = {key: value for key, value in vars(args).items() if key not in ("name", "restart")}
+        self.options = options.as_logged(args)
         self.path = Path("results", f"{args.name}.checkpoint.npz")
-        self.history = []  # for each finished epoch, a dict of its metrics
+        self.saved = {"history": [], "time": 0}  # the interrupted run
+        if self.path.exists() and not args.restart:
+            self.read()
+        self.history = self.saved["history"]  # for each finished epoch, a dict of its metrics
+        self.initial_epoch = len(self.history)
+        self.precision = self.saved.get("precision")  # its Keras policy; that of this computer may be another one
+        self.fits = 0  # how often fit() has begun; only the first one is saved
         self.finished = False
 
-    def resume(self, model, ds_train, steps_per_epoch):
-        """Put the checkpoint, if there is one, into the compiled model. Return the training stream as it goes on from
-        there; the number of finished epochs is `initial_epoch`. Where there is none, an earlier run with this name gets
-        another name. Raises messages.UserError if the interrupted run had other options or another network."""
-        self.network = describe(model)
-        self.precision = model.dtype_policy.name
+    def read(self):
+        """Read what was saved of the interrupted run, if it has finished an epoch."""
+        try:
+            with self.path.open("rb") as file, np.load(file) as arrays:  # NumPy would leave a corrupt file open
+                saved = json.loads(str(arrays["run"]))
+                self.values = [arrays[f"arr_{index}"] for index in range(len(arrays.files) - 1)]
+        except Exception as error:  # zipfile, json and NumPy raise many kinds for a corrupt file
+            raise messages.UserError(f"{self.path.absolute()} cannot be read ({type(error).__name__}).\n"
+                                     "To discard it and begin this run again, add --restart.") from error
+        if saved["history"]:
+            self.saved = saved
+
+    def begin_or_resume(self, model, ds_train, steps_per_epoch, load_data):
+        """Put the interrupted run, if there is one, into the compiled model, and cut the logs back to it; otherwise,
+        rename an earlier run that has this name. Return the training stream as it goes on from there.
+        `load_data` is that of train.py.
+        Raises UserError if the interrupted run had other options, another network, or other data."""
         model.optimizer.build(model.trainable_variables)
         self.variables = model.variables + model.optimizer.variables
+        self.run = {
+            "options": self.options,
+            "network": describe(model),
+            "shapes": [list(variable.shape) for variable in self.variables],
+            "data": checksum(load_data, self.options["batch_size"]),
+            "precision": model.dtype_policy.name,
+            "history": self.history,
+        }
         logdir = Path("logs", self.name)
-        if not self.path.exists():
+        if self.initial_epoch > 0:
+            self.compare()
+            for variable, value in zip(self.variables, self.values):
+                variable.assign(value)
+            print(f"Resuming after epoch {self.initial_epoch} of {self.options['epochs']}")
+        if self.path.exists():
+            files.cut_back(logdir, self.initial_epoch, self.saved["time"])
+        else:
             model_file = files.model_file(self.name)
             files.keep_earlier(self.name, logdir, model_file.with_suffix(".png"), model_file)
-        elif not self.restart:
-            self.read(model)
-        for part in "train", "validation":  # left by an unfinished run; on_train_begin logs its epochs again
-            shutil.rmtree(logdir / part, ignore_errors=True)
-        self.initial_epoch = len(self.history)
         if self.initial_epoch == 0:
             self.write()
         elif self.options["seed"] is not None:  # the order of the images is then that of an uninterrupted run
             ds_train = ds_train.skip(self.initial_epoch * steps_per_epoch)
         return ds_train
 
-    def read(self, model):
-        """Read the checkpoint. If it has finished epochs, and belongs to this run, let the model go on from there."""
-        try:
-            with self.path.open("rb") as file, np.load(file) as arrays:  # NumPy would leave a corrupt file open
-                saved = json.loads(str(arrays["run"]))
-                values = [arrays[f"arr_{index}"] for index in range(len(arrays.files) - 1)]
-        except Exception as error:  # zipfile, json and NumPy raise many kinds for a corrupt file
-            raise messages.UserError(f"{self.path} cannot be read ({type(error).__name__}).\n"
-                                     "To discard it and begin this run again, add --restart.") from error
-        if not saved["history"]:
-            return
-        self.compare(saved)
-        self.history = saved["history"]
-        self.precision = saved["precision"]  # that of this computer may be another one
-        machine.set_precision(model, self.precision)
-        for variable, value in zip(self.variables, values):
-            variable.assign(value)
-        print(f"Resuming after epoch {len(self.history)} of {self.options['epochs']}")
-
-    def compare(self, saved):
-        """Raise messages.UserError if the interrupted run had other options or another network. It may get more epochs,
-        if the learning rate does not depend on their number."""
-        before = saved["options"]
+    def compare(self):
+        """Raise UserError if the interrupted run had other options, another network, or other data. It may get more
+        epochs or fewer, if the learning rate does not depend on their number."""
+        before = self.saved["options"]
         now = self.options
         other = []
         for key in now:
-            more_epochs = key == "epochs" and now["epochs"] > before["epochs"] and not now["fast"]
-            if before.get(key) != now[key] and not more_epochs:
+            more_or_fewer = key == "epochs" and now["epochs"] >= self.initial_epoch and not now["fast"]
+            if before.get(key) != now[key] and not more_or_fewer:
                 other.append(f"{key.replace('_', ' ')} {before.get(key)}, not {now[key]}")
-        if not other and saved["network"] != self.network:
+        if not other and (self.saved["network"] != self.run["network"] or self.saved["shapes"] != self.run["shapes"]):
             other.append("another network, optimizer or loss")
+        if not other and self.saved["data"] != self.run["data"]:
+            other.append("other images or labels, or another preprocess_image()")
         if other:
-            raise messages.UserError(f"{self.path} belongs to an unfinished run with {'; '.join(other)}.\n"
+            raise messages.UserError(f"{self.path.absolute()} belongs to an unfinished run with {'; '.join(other)}.\n"
                                      "To resume it, use the same options; to discard it, add --restart;\n"
                                      "to keep it, choose another --name.")
 
@@ -94,32 +104,30 @@ class Checkpoint(keras.callbacks.Callback):
             self.path.unlink(missing_ok=True)
 
     def on_train_begin(self, logs=None):
-        """Log the finished epochs again: the logs then have each epoch once, no matter when the run was killed."""
-        steps = self.model.optimizer.iterations
-        done = int(steps)
-        for epoch, metrics in enumerate(self.history):
-            steps.assign(done * (epoch + 1) // len(self.history))  # TensorBoard logs the learning rate of a step
-            for logger in self.loggers:
-                logger.on_epoch_end(epoch, dict(metrics))
+        self.fits += 1
 
     def on_epoch_begin(self, epoch, logs=None):
-        messages.progress.update(epoch=epoch + 1, epochs=self.options["epochs"])
+        if self.fits == 1:
+            messages.progress["where"] = f"in epoch {epoch + 1} of {self.options['epochs']}"
 
     def on_epoch_end(self, epoch, logs=None):
-        self.history.append({key: float(value) for key, value in logs.items()})
-        self.write()
+        self.history.append({key: value for key, value in logs.items() if isinstance(value, float)})  # no array
+        if self.fits == 1:
+            self.write()
 
     def on_train_end(self, logs=None):
-        self.finished = True
+        if self.fits == 1:
+            messages.progress["where"] = f"after epoch {len(self.history)} of {self.options['epochs']}"
+            self.finished = True
 
     def write(self):
         """Save the run and, if an epoch is finished, the values of all variables, in one file."""
-        run = {"options": self.options, "network": self.network, "precision": self.precision, "history": self.history}
+        self.run["time"] = time.time()  # all that was logged before it belongs to finished epochs
         values = []
         if self.history:
             values = [variable.numpy() for variable in self.variables]
         content = io.BytesIO()  # on a full disk, NumPy would print a traceback if it wrote to the file itself
-        np.savez(content, *values, run=json.dumps(run))
+        np.savez(content, *values, run=json.dumps(self.run))
         with files.replacing(self.path) as path:
             path.write_bytes(content.getbuffer())
 
@@ -132,5 +140,18 @@ def describe(model):
 
 
 def without_names(config):
-    """Return a config without what differs between processes (Keras numbers the names) or computers (the precision)."""
-    return {key: value for key, value in config.items() if key not in ("name", "dtype", "jit_compile")}
+    """Return a config without what differs between processes (Keras numbers the names) or computers."""
+    if list(config) == ["name"]:  # that of a precision
+        return config
+    return {key: value for key, value in config.items() if key not in ("name", "jit_compile")}
+
+
+def checksum(load_data, batch_size):
+    """Return a checksum of the first test batch, as the model gets it; None if it differs each time, since
+    preprocess_image() makes random changes."""
+    found = set()
+    for _ in range(2):
+        ds_test = load_data(batch_size)[1]  # a new one: if it is not read to the end, its cache may lack the rest
+        arrays = [np.asarray(part) for part in tf.nest.flatten(next(iter(ds_test)))]
+        found.add(hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest())
+    return found.pop() if len(found) == 1 else None

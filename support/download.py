@@ -1,8 +1,11 @@
 """Get the complete data set, or say why that failed. CIFAR-10 comes from the first mirror that has the same bytes.
 Without this, TFDS asks one server, which gives 55 to 85 kB/s (pytorch/vision issue 9536): up to an hour for 162 MiB."""
+import contextlib
 import functools
 import random
 import shutil
+import tempfile
+import time
 from pathlib import Path
 
 import pooch
@@ -11,7 +14,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from support.messages import UserError, cannot_write, ctrl_c_was_pressed, one_line
+from support.messages import UserError, cannot_write, one_ctrl_c_is_enough, one_line
 
 mirrors = [
     "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/cifar-10-binary.tar.gz",
@@ -29,6 +32,7 @@ def prepare(name):
         folder = Path(builder.data_dir)
         if not folder.exists():
             download(builder, folder)
+            builder = tfds.builder(name)
         if not builder.info.splits:
             raise ValueError("it has no description")
         for split in builder.info.splits.values():
@@ -55,42 +59,64 @@ def check(split):
 
 def download(builder, folder):
     """Download the data set of the tfds.core.DatasetBuilder and prepare it in `folder`, a Path."""
-    depth = builder.info.full_name.count("/")  # cifar10/3.0.2 is in the data folder; others have a config between
-    downloads = folder.parents[depth] / "downloads"
+    root = Path(builder.data_dir_root)
+    downloads = root / "downloads"
     state = random.getstate()  # TFDS uses up random numbers; the same seed must give the same model after a download
     try:
         downloads.mkdir(parents=True, exist_ok=True)
         size = sum(info.size for info in builder.url_infos.values()) / 2**20
         print(f"Getting {builder.name} ({size:.0f} MiB) into {downloads}\n"
               f"and preparing it in {folder}. This happens only once.")
-        if builder.name == "cifar10":
-            fetch_archive(downloads / "manual" / "cifar-10-binary.tar.gz", next(iter(builder.url_infos)))
-        elif builder.url_infos:
-            requests.head(next(iter(builder.url_infos)), timeout=(10, 30))  # TFDS would try for minutes
-        builder.download_and_prepare()
+        with incomplete_folder(root) as incomplete:
+            if builder.name == "cifar10":
+                archive = downloads / "manual" / "cifar-10-binary.tar.gz"
+                fetch_archive(archive, incomplete, next(iter(builder.url_infos)))
+            elif builder.url_infos:
+                requests.head(next(iter(builder.url_infos)), timeout=(10, 30))  # TFDS would try for minutes
+            prepared = incomplete / folder.relative_to(root)
+            config = tfds.download.DownloadConfig(extract_dir=incomplete / "extracted")
+            tfds.builder(builder.name, data_dir=incomplete).download_and_prepare(
+                download_dir=downloads, download_config=config)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            if not folder.exists():  # else another process was quicker
+                prepared.rename(folder)
     except UserError:
         raise
     except Exception as error:  # TFDS raises many kinds
-        if ctrl_c_was_pressed():
-            raise KeyboardInterrupt from error
         if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
             raise UserError(cannot_write(error.filename or folder, error)) from error
         raise UserError(f"{builder.name} could not be downloaded and prepared: {cause(error)}\n"
                         "Try again later.") from error
-    finally:  # after Ctrl-C, too; and what an earlier run left that was killed
+    finally:
         random.setstate(state)
-        delete_incomplete(folder.parent, downloads)
 
 
-def fetch_archive(archive, original):
-    """Download CIFAR-10 to the Path `archive`, if it is not there: from a mirror, or else from the URL `original`."""
+@contextlib.contextmanager
+def incomplete_folder(root):
+    """Give `with` a folder of its own in the Path `root`, for what is incomplete, up to 400 MB. It is deleted in the
+    end, after Ctrl-C, too. Those that killed processes have left are deleted if all in them is older than an hour."""
+    prefix = "incomplete.image-classifier."
+    for old in root.glob(prefix + "*"):
+        newest = max(path.stat().st_mtime for path in [old, *old.rglob("*")])
+        if newest < time.time() - 3600:
+            shutil.rmtree(old, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
+    try:
+        with one_ctrl_c_is_enough(clean_up=lambda: shutil.rmtree(folder, ignore_errors=True)):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def fetch_archive(archive, incomplete, original):
+    """Download CIFAR-10 to the Path `archive`, if it is not there: from a mirror, or else from the URL `original`.
+    Until it is whole, it is in the folder `incomplete`."""
     if archive.exists():
         if pooch.file_hash(archive) != archive_sha256:
             raise UserError(f"{archive} is not the archive of CIFAR-10:\n"
                             f"its SHA-256 should be {archive_sha256}. Replace it, or delete it.")
         return
     archive.parent.mkdir(exist_ok=True)
-    incomplete = archive.parents[1] / "incomplete.cifar10"  # a kill leaves it, and delete_incomplete deletes it
     for url in [*mirrors, original]:
         try:
             with tqdm(total=1, unit="B", unit_scale=True, ncols=79, delay=0.5) as bar:  # pooch sets the real total
@@ -114,10 +140,3 @@ def cause(error):
     if isinstance(error, requests.ConnectionError):
         return "no connection"
     return one_line(error)
-
-
-def delete_incomplete(prepared, downloads):
-    """Delete what an interrupted download or preparation leaves in these two folders, up to 400 MB."""
-    for folder in [*prepared.glob("incomplete.*"), *downloads.glob("extracted/incomplete.*"),
-                   *downloads.glob(f"{prepared.name}/*.tmp.*"), downloads / "incomplete.cifar10"]:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -1,10 +1,14 @@
-"""Models, checkpoints and pictures are never half written, and a run never overwrites the model, curves and logs of an
-earlier one. Without this, a crash or a full disk costs the old file as well as the new one."""
+"""Models, checkpoints and pictures are never half written. A run never overwrites the model, curves and logs of an
+earlier one (two that train at the same time need two names).
+Without this, a crash or a full disk costs the old file as well as the new one."""
 import contextlib
 import os
 import tempfile
 import time
 from pathlib import Path
+
+import tensorflow as tf
+from tensorboard.compat.proto.event_pb2 import Event
 
 from support.messages import UserError, cannot_write
 
@@ -21,16 +25,15 @@ def make_folders(name):
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
-            raise UserError(f"Cannot write to the folder {folder}: {error.strerror}.") from error
+            raise UserError(f"Cannot write to the folder {folder.absolute()}: {error.strerror}.") from error
     if model_file(name).is_dir():
-        raise UserError(f"The model cannot be saved as {model_file(name)}: a folder has that name.")
+        raise UserError(f"The model cannot be saved as {model_file(name).absolute()}: a folder has that name.")
 
 
 @contextlib.contextmanager
-def replacing(path, earlier_run=None):
+def replacing(path):
     """Give `with` a hidden path to write to, then rename that file to `path`: it is always the whole old file or the
-    whole new one, even after a crash. Raises UserError if the disk is full, for example; the old file stays then.
-    If `earlier_run` is the name of a run, a file that it has left at `path` is kept, with the date in its name."""
+    whole new one, even after a crash. Raises UserError if the disk is full, for example; the old file stays then."""
     hidden = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")  # two processes may write at once
     try:
         path.parent.mkdir(exist_ok=True)
@@ -42,8 +45,6 @@ def replacing(path, earlier_run=None):
             return
         with hidden.open("rb+") as file:
             os.fsync(file.fileno())  # without it, a power cut after the rename can leave an empty file
-        if earlier_run:
-            keep_earlier(earlier_run, path)
         rename(hidden, path)
     except OSError as error:
         raise UserError(cannot_write(path, error)) from error
@@ -76,3 +77,32 @@ def keep_earlier(name, *paths):
         kept.append(str(dated))
     if kept:
         print(f"The earlier run is kept as {', '.join(kept)}")
+
+
+def cut_back(logdir, epochs, end):
+    """Cut from the logs of an unfinished run, in the folder `logdir`, what it logged after its checkpoint, so that the
+    resumed run logs each epoch once: in event files, what is younger than `end`, in seconds since 1970; in epochs.csv,
+    all but this number of `epochs`. A file of which nothing is left is deleted. Raises UserError if that fails."""
+    try:
+        for path in logdir.rglob("events.out.tfevents.*"):
+            size = 0
+            with contextlib.suppress(tf.errors.DataLossError):  # a kill may have torn the last record
+                for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+                    if Event.FromString(record).wall_time > end:
+                        break
+                    size += len(record) + 16  # with its length and two checksums
+            cut(path, size)
+        table = logdir / "epochs.csv"
+        if table.exists():
+            lines = table.read_bytes().splitlines(keepends=True)
+            cut(table, sum(map(len, lines[:1 + epochs])) if epochs else 0)  # the first line has the names
+    except OSError as error:  # on Windows, while TensorBoard shows it
+        raise UserError(cannot_write(error.filename, error)) from error
+
+
+def cut(path, size):
+    """Leave the first bytes of a file, this many; delete it if these are none."""
+    if size:
+        os.truncate(path, size)
+    else:
+        path.unlink()

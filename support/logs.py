@@ -2,6 +2,7 @@
 Without this, TensorBoard has no graph of the network and no table of the runs' options."""
 import time
 from math import nan
+from pathlib import Path
 
 import keras
 import tensorflow as tf
@@ -14,33 +15,44 @@ from support.messages import one_line
 
 class Details(keras.callbacks.CSVLogger):
     """Log the network for TensorBoard's GRAPHS and the options for HPARAMS; write epochs.csv and, at the end, the
-    curves. `logdir` is the Path of the logs, `args` has the options of the command line."""
+    curves. `logdir` is the folder of the logs; `tensorboard` is Keras' callback, which comes before this one;
+    `checkpoint` has the name, the options and the history of the run."""
 
-    def __init__(self, logdir, args):
-        super().__init__(logdir / "epochs.csv")
-        self.logdir = logdir
-        self.args = args
-        self.history = []  # for each epoch, a dict of its metrics
+    def __init__(self, logdir, tensorboard, checkpoint):
+        self.logdir = Path(logdir)
+        self.tensorboard = tensorboard
+        self.checkpoint = checkpoint
+        self.is_new = checkpoint.initial_epoch == 0
+        super().__init__(self.logdir / "epochs.csv", append=True)
 
     def set_model(self, model):
         super().set_model(model)
+        if not self.is_new:  # the logs have it
+            return
+        self.is_new = False
         forward_pass = tf.function(model).get_concrete_function(tf.TensorSpec(model.input_shape))
         with tf.summary.create_file_writer(str(self.logdir / "train")).as_default():
             tf.summary.graph(forward_pass.graph)
-        options = {**vars(self.args), "seed": str(self.args.seed), "precision": model.dtype_policy.name}
-        del options["name"], options["restart"]  # they do not matter for the result
-        row = f"{self.logdir.name} {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        options = {**self.checkpoint.options, "precision": model.dtype_policy.name}
+        options["seed"] = str(options["seed"])  # else numbers and "None" would be in one column
+        row = f"{self.checkpoint.name} {time.strftime('%Y-%m-%d %H:%M:%S')}"
         with tf.summary.create_file_writer(str(self.logdir / "validation")).as_default():  # next to what is compared
             hparams.hparams(options, trial_id=row)
 
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        # where a resumed run goes on; Keras would number the training steps from 0 again
+        self.tensorboard._global_train_batch = int(self.model.optimizer.iterations)
+
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)
-        self.history.append(logs)
+        for writer in self.tensorboard._writers.values():
+            writer.flush()  # else a kill may lose what Keras has logged of an epoch that the checkpoint has
 
     def on_train_end(self, logs=None):
         super().on_train_end(logs)
         try:
-            plot_curves(self.history, files.model_file(self.args.name).with_suffix(".png"))
+            plot_curves(self.checkpoint.history, files.model_file(self.checkpoint.name).with_suffix(".png"))
         except Exception as error:  # whatever it is, the model is still to be saved
             print(f"The curves could not be drawn: {one_line(error)}")
 

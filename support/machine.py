@@ -27,7 +27,7 @@ def faster_precision():
         measured = []
         end = monotonic() + 1
         while not measured or (monotonic() < end and len(measured) < 50):
-            measured.append((seconds("float32"), seconds("bfloat16")))  # in turns: other programs may be running
+            measured.append((time_in("float32"), time_in("bfloat16")))  # in turns: other programs may be running
     except tf.errors.OpError:  # oneDNN has no such convolution for this CPU
         return "float32"
     in_32_bits = min(pair[0] for pair in measured)
@@ -35,17 +35,8 @@ def faster_precision():
     return "mixed_bfloat16" if in_16_bits < 0.9 * in_32_bits else "float32"
 
 
-def seconds(dtype):
-    """Return how long a convolution takes in this precision."""
+def time_in(dtype):
+    """Return how many seconds a convolution takes in this precision."""
     images = tf.ones((64, 16, 16, 64), dtype)
     kernel = tf.ones((3, 3, 64, 64), dtype)
     return timeit(lambda: tf.nn.conv2d(images, kernel, 1, "SAME"), number=1)
-
-
-def set_precision(model, policy):
-    """Let the model compute with this Keras policy. Its weights stay float32, and so does the last layer, since 16
-    bits are too few for the loss. The policy for other models is not changed."""
-    *layers, last = model.layers
-    for layer in [model, *layers]:
-        layer.dtype_policy = policy
-    last.dtype_policy = "float32"

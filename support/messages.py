@@ -1,14 +1,17 @@
 """An error that the user can cause ends in a few lines and an exit code: 1 for a failure, 2 for a bad command line, 130
 for Ctrl-C. Without this, a failed download or Ctrl-C ends in a traceback. A mistake in the code keeps its traceback."""
+import contextlib
 import errno
 import functools
 import os
 import re
+import shlex
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
-progress = {}  # the epoch in which the training is, and how many there are; the checkpoint fills it in
+progress = {}  # "where": how far the training is, in words; the checkpoint fills it in
 
 
 class UserError(Exception):
@@ -44,7 +47,7 @@ def explain(error):
         return str(error)
     disk = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO
     if isinstance(error, OSError) and error.errno in disk:
-        return cannot_write(error.filename or "A file", error)
+        return cannot_write(error.filename, error)
     if "DecodeImage" in str(error):  # in a folder of own classes
         return (f"TensorFlow cannot read one of the pictures: {one_line(error, 100)}\n"
                 f"python {beside('test.py')} --image, with the names of all of them, may tell which.")
@@ -68,6 +71,22 @@ def first_ctrl_c(number, frame):
 
 def second_ctrl_c(number, frame):
     stop()
+
+
+@contextlib.contextmanager
+def one_ctrl_c_is_enough(clean_up):
+    """While the `with` lasts, let the first Ctrl-C call clean_up() and end the process: for a library that may lose a
+    KeyboardInterrupt, and then waits for ever. In somebody's process, nothing changes."""
+    def end(number, frame):
+        signal.signal(signal.SIGINT, second_ctrl_c)
+        clean_up()
+        stop()
+    ours = signal.getsignal(signal.SIGINT) is first_ctrl_c
+    if ours:
+        signal.signal(signal.SIGINT, end)
+    yield
+    if ours:
+        signal.signal(signal.SIGINT, first_ctrl_c)
 
 
 def print_unless_lost(unraisable, print_error=sys.__unraisablehook__):  # when Python ends, `sys` is already gone
@@ -94,7 +113,7 @@ def print_stopped():
     """Print how far the training was when Ctrl-C came, and how to go on."""
     where = ""
     if progress:
-        where = f" in epoch {progress['epoch']} of {progress['epochs']}; to resume, {again()}"
+        where = f" {progress['where']}; to resume, {again()}"
     print(f"\nStopped{where}.", file=sys.stderr, flush=True)
 
 
@@ -109,8 +128,13 @@ def beside(file):
     """Return the path of a file beside the script, as its user would type it."""
     script = Path(sys.argv[0])
     if script.name in ("train.py", "test.py"):
-        return script.with_name(file)
+        return quoted(script.with_name(file))
     return file
+
+
+def quoted(path):
+    """Return a path as it can be pasted into a command, with quotes if it has a space, for example."""
+    return subprocess.list2cmdline([str(path)]) if os.name == "nt" else shlex.quote(str(path))
 
 
 def verbose():
@@ -130,30 +154,10 @@ def one_line(error, length=200):
 
 
 def cannot_write(path, error):
-    """Return the message for an OSError where `path` is written."""
+    """Return the message for an OSError where `path` is written; it may be None."""
     hint = ""
     if os.name == "nt" and isinstance(error, PermissionError):
         hint = " Is it open in another program, such as TensorBoard?"
-    return (f"{path}: {error.strerror or one_line(error)}.{hint}\n"
+    file = Path(path).absolute() if path else "A file"
+    return (f"{file}: {error.strerror or one_line(error)}.{hint}\n"
             f"Files saved earlier are intact. Fix this, then {again()}.")
-
-
-def check_options(parser, args):
-    """Exit with code 2 if an option of train.py has a number that is out of its range, or a name that cannot be part of
-    a file's name on every system. `parser` is the argparse.ArgumentParser, `args` has the options."""
-    check_range(parser, "--epochs", args.epochs, 1, 10_000)
-    check_range(parser, "--batch-size", args.batch_size, 1, 50_000)
-    check_range(parser, "--seed", args.seed, 0, 2**32 - 1)
-    if not re.fullmatch(r"\w([\w.-]{0,48}[\w-])?", args.name, re.ASCII):  # TensorFlow garbles other letters on Windows
-        parser.error(f"argument --name: {args.name!r} is not a valid name. Use up to 50 English letters, digits, '_', "
-                     "'-' and '.', with no '-' or '.' at the beginning and no '.' at the end")
-    if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", args.name, re.IGNORECASE):
-        parser.error(f"argument --name: {args.name!r} is the name of a device on Windows. Use another one")
-    if re.fullmatch(".*-(sample|images|report)", args.name):
-        parser.error(f"argument --name: {args.name!r} ends like the pictures of test.py. Use another one")
-
-
-def check_range(parser, option, value, low, high):
-    """Exit with code 2 if the number that was given for an option is out of its range."""
-    if value is not None and not low <= value <= high:
-        parser.error(f"argument {option}: {value} is not a whole number from {low} to {high}")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import h5py
 import keras
+import numpy as np
 
-from support.messages import UserError, beside, one_line
+from support.messages import UserError, beside, one_line, quoted
 
 
 def load_model(path):
@@ -24,11 +25,11 @@ def load_model(path):
             model = load_hdf5(path)
         else:
             model = keras.models.load_model(path, compile=False)
+        if not gives_probabilities(model):  # but scores (logits)
+            model = keras.Sequential([model, keras.layers.Softmax()])
     except Exception as error:  # whatever h5py, json or Keras make of a corrupt file
         raise UserError(f"{path.absolute()} cannot be loaded as a Keras model:\n{one_line(error, 300)}\n"
                         f"If the file is incomplete, make a new one: python {beside('train.py')}") from error
-    if ends_in_scores(model):
-        model = keras.Sequential([model, keras.layers.Softmax()])
     model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
 
@@ -39,7 +40,7 @@ def missing(path):
             f"Train one in one to three minutes: python {beside('train.py')} --fast")
     others = sorted(Path("results").glob("[!.]*.h5"))
     if others:
-        text += f"\nOr test an existing one: python {beside('test.py')} {others[-1]}"
+        text += f"\nOr test an existing one: python {beside('test.py')} {quoted(others[-1])}"
     return text
 
 
@@ -60,20 +61,22 @@ def load_hdf5(path):
         return keras.models.load_model(copy, compile=False)
 
 
-def ends_in_scores(model):
-    """Return whether a model ends without a softmax, so that its outputs are scores (logits), not probabilities."""
-    last = model.layers[-1]
-    while isinstance(last, keras.Model):
-        last = last.layers[-1]
-    linear = keras.activations.linear
-    return getattr(last, "activation", linear) is linear and not isinstance(last, keras.layers.Softmax)
+def gives_probabilities(model):
+    """Return whether the answers of a model for a batch of noise are probabilities: none is negative, and those for an
+    image sum to 1. Of a model that is not for images, it is not asked."""
+    if not isinstance(model.input_shape, tuple) or len(model.input_shape) != 4:
+        return True
+    size = [length or 96 for length in model.input_shape[1:]]  # of a model for images of any size
+    answers = np.asarray(model(np.random.default_rng(0).random((8, *size), np.float32)))
+    return answers.min() >= 0 and np.allclose(answers.sum(axis=-1), 1, atol=0.01)
 
 
 def check_classes(model, categories):
     """Raise UserError if the model does not have an output for each category."""
     if model.output_shape != (None, len(categories)):
-        raise UserError(f"This model does not classify into the {len(categories)} classes of test.py:\n"
-                        f"its output is {model.output_shape}.")
+        raise UserError(f"This model does not classify into the {len(categories)} classes of test.py: its output is "
+                        f"{model.output_shape}.\n"
+                        f'It should end in Dense({len(categories)}, activation="softmax").')
 
 
 def check_images(model, ds_test):

@@ -18,10 +18,15 @@ max_drawn = 100  # how many of the user's pictures are drawn; Matplotlib cannot 
 
 
 def save_figure(model_path, kind):
-    """Save the current figure of pyplot as MODEL-KIND.png, beside the model, and say so."""
+    """Save the current figure of pyplot as MODEL-KIND.png, beside the model, and say so. Return its Path, or None if it
+    cannot be saved."""
     path = model_path.with_name(f"{model_path.stem}-{kind}.png")
-    with files.replacing(path) as hidden:
-        plt.savefig(hidden, dpi=100)
+    try:
+        with files.replacing(path) as hidden:
+            plt.savefig(hidden, dpi=100)
+    except messages.UserError as error:  # there is still the window
+        print(f"The picture cannot be saved: {str(error).splitlines()[0]}")
+        return None
     print(f"Picture saved as {path}")
     return path
 
@@ -75,7 +80,7 @@ def load_image(path, size):
     return small, image
 
 
-def prepare(small, model, preprocess_image):
+def as_batch(small, model, preprocess_image):
     """Prepare a picture, an RGB PIL.Image of the model's size, as the training images are. For a model of grey images,
     try it in colour first, since `preprocess_image` may turn it grey. Return it as a PIL.Image, and as a batch of one
     image that the model takes. Raises messages.UserError if `preprocess_image` does not make such a batch."""
@@ -83,7 +88,7 @@ def prepare(small, model, preprocess_image):
     for mode in modes:
         seen = small.convert(mode)
         pixels = tf.constant(np.asarray(seen), shape=(1, small.height, small.width, len(mode)))
-        batch, label = preprocess_image(pixels, tf.zeros(1, tf.int64))
+        batch, *others = preprocess_image(pixels, tf.zeros(1, tf.int64))
         if tuple(batch.shape[1:]) == model.input_shape[1:]:
             return seen, batch
     raise messages.UserError(f"preprocess_image() in train.py makes images of shape {tuple(batch.shape[1:])},\n"
@@ -105,9 +110,9 @@ def classify(model_path, model, paths, preprocess_image, categories):
             small, image = load_image(path, (width, height))
         except Exception as error:  # each of Pillow's readers has exceptions of its own
             reason = getattr(error, "strerror", None) or messages.one_line(error)
-            print(f"{name}: cannot be read as a picture: {reason}", file=sys.stderr, flush=True)
+            print(f"{Path(name).absolute()}: cannot be read as a picture: {reason}", file=sys.stderr, flush=True)
             continue
-        seen, batch = prepare(small, model, preprocess_image)
+        seen, batch = as_batch(small, model, preprocess_image)
         probabilities = model.predict_on_batch(batch)[0]
         labels = np.argsort(-probabilities)[:3]
         best = [f"{categories[label]} {probabilities[label]:.2%}" for label in labels]
@@ -168,7 +173,7 @@ def report(model_path, model, ds_test, categories):
     with explain_no_window():
         plt.show()
     logdir = Path("logs", model_path.stem)
-    if logdir.is_dir() and model_path.resolve().parent == Path("results").resolve():
+    if path and logdir.is_dir() and model_path.resolve().parent == Path("results").resolve():
         log_picture(path, logdir / "report")
 
 

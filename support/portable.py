@@ -14,7 +14,7 @@ import h5py
 import keras
 
 from support import files
-from support.messages import beside, one_line
+from support.messages import beside, one_line, quoted
 
 
 @contextlib.contextmanager
@@ -22,7 +22,7 @@ def saving(model, path):
     """Give `with` a path to save the model to; then put that file at `path`, in a form that other versions open, too.
     Raises messages.UserError on a full disk."""
     path = Path(path)
-    with files.replacing(path, earlier_run=path.stem) as hidden:  # another process may have trained under this name
+    with files.replacing(path) as hidden:
         # on a full disk, HDF5 would crash; so see if it has room for each weight and two values of Adam, of four bytes
         hidden.write_bytes(bytes(3 * 4 * model.count_params() + 1_000_000))
         hidden.unlink()
@@ -32,7 +32,7 @@ def saving(model, path):
     curves = path.with_suffix(".png")
     and_curves = f", and its curves are in {curves}" if curves.exists() else ""
     print(f"The model is in {path}{and_curves}\n"
-          f"Next: python {beside('test.py')} {path}\n"
+          f"Next: python {beside('test.py')} {quoted(path)}\n"
           "and:  tensorboard --logdir=logs")
 
 
@@ -81,18 +81,25 @@ def describe_training(model, settings):
         loss = describe(model.loss)
         kind = loss["class_name"]
     metrics = settings["metrics"] or []
+    weighted = settings["weighted_metrics"]
     if kind in ("sparse_categorical_crossentropy", "SparseCategoricalCrossentropy"):
-        # by "accuracy" in a file, Keras 2 understands another metric
-        accuracy = {"class_name": "SparseCategoricalAccuracy", "config": {"name": "accuracy"}}
-        metrics = [accuracy if metric == "accuracy" else metric for metric in metrics]
+        metrics = [known_metric(metric) for metric in metrics]
+        weighted = weighted and [known_metric(metric) for metric in weighted]
     return {
         "loss": loss,
         "metrics": metrics,
         "optimizer_config": describe(model.optimizer),
-        "loss_weights": None,  # TensorFlow 2.0 asks for these three
-        "weighted_metrics": None,
+        "loss_weights": settings["loss_weights"],  # TensorFlow 2.0 asks for these three
+        "weighted_metrics": weighted,
         "sample_weight_mode": None,
     }
+
+
+def known_metric(metric):
+    """Return the description of a metric as both know it: by "accuracy" in a file, Keras 2 understands another one."""
+    if metric == "accuracy":
+        return {"class_name": "SparseCategoricalAccuracy", "config": {"name": "accuracy"}}
+    return metric
 
 
 def describe(part):

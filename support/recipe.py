@@ -1,11 +1,15 @@
 """--fast and --augment: the same network learns faster, and more.
 Without this, the tutorial's accuracy takes 16 to 30 epochs, and 90 % is out of reach."""
+import math
+import random
+
 import keras
 import numpy as np
 import tensorflow as tf
 from keras.layers import Conv2D, Dense, Dropout
 
 from support import machine
+from support.messages import UserError, one_line
 
 # The settings of --fast. They were chosen on training images that were set aside.
 fast_epochs = 2
@@ -37,79 +41,119 @@ def dropout_rates(rates, epochs):
     return [0 for rate in rates[:-1]] + [share * rate for rate in rates[-1:]]
 
 
-def make_fast(model, load_data, steps_per_epoch, args):
-    """Give the new model other initial values, precision, dropout, optimizer and loss for the training, and say so.
-    `load_data` is that of train.py, `args` has the options of the command line. Return what restore() needs."""
+def fast_copy(model, load_data, steps_per_epoch, args, precision=None):
+    """Return a copy of the compiled model, for the training: with another precision, dropout, optimizer and loss. Both
+    get other initial values. Say what all these are.
+    `load_data` is that of train.py, `args` has the options of the command line; `precision` is the Keras policy of the
+    run that is resumed. Raises UserError if the model cannot be copied."""
     epochs = args.epochs
-    rates = [layer.rate for layer in dropouts(model)]
-    before = {"rates": rates, "optimizer": model.optimizer, "loss": model.loss, "metrics": build_metrics(model)}
-    set_rates(model, dropout_rates(rates, epochs))
-    make_orthogonal(model)
-    ds_train, ds_test, info = load_data(args.batch_size)  # once more, since to read from a stream changes its order
-    whitened = whiten_first_layer(model, ds_train)
-    precision = machine.faster_precision()
-    machine.set_precision(model, precision)
+    layers = inner_layers(model)
+    kernels = [layer for layer in layers if isinstance(layer, (Conv2D, Dense))][:-1]  # the last one stays as it is
+    new = [layer for layer in kernels if is_new(layer)]
+    make_orthogonal(new)
+    ds_train = load_data(args.batch_size)[0]  # once more, since to read from a stream changes its order
+    whitened = whiten_first_layer(model, ds_train, new)
+
+    dropouts = [layer for layer in layers if isinstance(layer, Dropout)]
+    rates = dropout_rates([layer.rate for layer in dropouts], epochs)
+    precision = precision or machine.faster_precision()
+    copy = copy_network(model, precision, dict(zip(dropouts, rates)), last=layers[-1])
 
     # small batches need lower rates, and so do long runs: 24 epochs have half the rates of 3
     scale = (args.batch_size / 64) ** 0.5 * (3 / epochs) ** (1 / 3)
     rate = OneCycle(scale * adam_peak, epochs * steps_per_epoch, for_length(warm_up, epochs))
     optimizer = Muon(rate, beta_2=beta_2, weight_decay=for_length(weight_decay, epochs))
-    loss = smoothed_crossentropy(from_logits=getattr(model.loss, "from_logits", False))
-    model.compile(loss=loss, optimizer=optimizer, metrics=before["metrics"])
-    build_metrics(model)  # now, so that `fit` traces the training step once, not twice
+    loss = smoothed_loss(model)
+    arguments = model._compile_config.config  # those of compile() in create_model()
+    copy.compile(**{**arguments, "optimizer": optimizer, "loss": loss or model.loss})
+    if loss:  # make the metrics now, so that `fit` traces the training step once, not twice
+        copy.compute_metrics(None, np.zeros(1), np.zeros((1, model.output_shape[-1]), "float32"))
 
     length = "1 epoch" if epochs == 1 else f"{epochs} epochs"
-    amount = "less" if any(layer.rate for layer in dropouts(model)) else "no"
-    print(f"Fast recipe: {length} in {precision}, {amount} dropout, smoothed labels,\n"
-          f"orthogonal initial values{whitened}; Muon for the convolutions, Adam for the rest;\n"
+    amount = "less" if any(rates) else "no"
+    labels = "smoothed labels" if loss else "the network's own loss"
+    old = len(kernels) - len(new)
+    but = f" (but not for {old} of {len(kernels)} layers: frozen or trained already)" if old else ""
+    print(f"Fast recipe: {length} in {precision}, {amount} dropout, {labels},\n"
+          f"orthogonal initial values{but}{whitened}; Muon for the convolutions, Adam for the rest;\n"
           f"learning rates rise to {scale * muon_peak:.2g} and {scale * adam_peak:.2g}, then fall to 0")
-    return before
+    return copy
 
 
-def restore(model, before):
-    """Make the model what it was before make_fast(), with its new weights."""
-    set_rates(model, before["rates"])
-    machine.set_precision(model, "float32")
-    model.compile(loss=before["loss"], optimizer=before["optimizer"], metrics=before["metrics"])
+def inner_layers(model):
+    """Return the layers of the model, a list; instead of a network inside it, the layers of that."""
+    found = []
+    for layer in model.layers:
+        found += inner_layers(layer) if isinstance(layer, keras.Model) else [layer]
+    return found
 
 
-def build_metrics(model):
-    """Make the metrics that the model was compiled with, which Keras does only when it trains. Return them, a list."""
-    model.compute_metrics(None, np.zeros(1), np.zeros((1, model.output_shape[-1]), "float32"))
-    return [metric for group in model.metrics for metric in getattr(group, "metrics", [])]
+def copy_network(model, precision, rates, last):
+    """Return a copy of the model with the same weights, not compiled. It computes with this Keras policy; its weights
+    stay float32, and so does its `last` layer, since 16 bits are too few for the loss. `rates` has the rates of its
+    Dropout layers. Raises UserError if a layer cannot be copied."""
+    def copy_layer(layer):
+        config = layer.get_config()
+        if layer in rates:
+            config["rate"] = rates[layer]
+        if layer is not last and "dtype" in config and layer.dtype_policy.name == "float32":
+            config["dtype"] = precision
+        try:
+            return type(layer).from_config(config)
+        except Exception:
+            if layer.weights:
+                raise
+            return layer  # such as a Lambda: it can be in both networks
+
+    try:
+        network = keras.Model(model.inputs, model.outputs)  # the same layers; clone_model would copy the loss, too
+        if type(model) not in (keras.Sequential, type(network)):
+            raise TypeError(f"{type(model).__name__} is a class of your own")
+        copy = keras.models.clone_model(network, clone_function=copy_layer, recursive=True)
+    except Exception as error:  # Keras, or a class of the learner's own, raises many kinds
+        raise UserError(f"--fast trains a copy of the network, but Keras cannot copy it: {one_line(error)}\n"
+                        "A layer of your own needs **kwargs in __init__, and all its arguments in get_config();\n"
+                        "the network must be Sequential(...) or keras.Model(inputs, outputs). Or train without --fast."
+                        ) from error
+    copy.dtype_policy = precision
+    copy.set_weights(model.get_weights())
+    return copy
 
 
-def dropouts(model):
-    """Return the Dropout layers of the model, a list."""
-    return [layer for layer in model.layers if isinstance(layer, Dropout)]
+def is_new(layer):
+    """Return whether the kernel of a layer will be trained, and is still as its initializer made it."""
+    kernel = layer.kernel
+    made = layer.kernel_initializer(kernel.shape, kernel.dtype)  # an initializer makes the same values again
+    return kernel.trainable and np.array_equal(kernel, made)
 
 
-def set_rates(model, rates):
-    """Give the Dropout layers of the model these rates, a list."""
-    for layer, rate in zip(dropouts(model), rates):
-        layer.rate = rate
-
-
-def make_orthogonal(model):
-    """Make the kernels orthogonal (https://arxiv.org/abs/1312.6120); that of the last layer stays as it is."""
-    layers = [layer for layer in model.layers if isinstance(layer, (Conv2D, Dense))]
-    for layer in layers[:-1]:
+def make_orthogonal(layers):
+    """Make the kernels of these layers orthogonal (https://arxiv.org/abs/1312.6120)."""
+    for layer in layers:
         layer.kernel.assign(keras.initializers.Orthogonal(gain)(layer.kernel.shape))
 
 
-def whiten_first_layer(model, ds_train):
-    """Let the first layer whiten (https://arxiv.org/abs/2404.00498), if it can. Return what to say of it."""
-    first = next(layer for layer in model.layers if layer.weights)
-    if not isinstance(first, Conv2D) or first.groups > 1:
-        return " (but no whitening: the first layer with weights is not an ordinary convolution)"
+def whiten_first_layer(model, ds_train, new):
+    """Let the first layer whiten (https://arxiv.org/abs/2404.00498), if it is one of the `new` layers and can do it.
+    Return what to say of it."""
+    first = next(layer for layer in inner_layers(model) if layer.weights)
+    if not isinstance(first, Conv2D) or first.groups > 1 or first not in model.layers:
+        return " (but no whitening: the first layer with weights is no ordinary convolution, or in an inner network)"
     values = first.kernel.shape[2] * first.kernel_size[0] * first.kernel_size[1]
     if first.filters > 2 * values:
         return f" (but no whitening: the first layer has more than {2 * values} filters)"
-    height, width = ds_train.element_spec[0].shape[1:3]
-    count = 1 + 500_000 // (height * width)  # 489 images of 32x32 pixels
-    images, labels = next(iter(ds_train.unbatch().batch(count)))
-    images = keras.Model(model.inputs, first.input)(images)  # what other layers, such as Rescaling, make of them first
-    kernel, bias = whitening(images, first.kernel_size, first.filters)
+    if first not in new:
+        return " (but no whitening: the first layer is frozen or trained already)"
+    before = keras.Model(model.inputs, first.input)  # layers such as Rescaling
+    parts = []
+    pixels = 0
+    for batch in ds_train:  # one after the other, since they may become larger, and need much memory
+        parts.append(before(batch[0]))
+        pixels += math.prod(parts[-1].shape[:3])
+        if pixels > 500_000:
+            break
+    count = 1 + 500_000 // math.prod(parts[0].shape[1:3])  # 489 images of 32x32 pixels
+    kernel, bias = whitening(tf.concat(parts, axis=0)[:count], first.kernel_size, first.filters)
     first.kernel.assign(kernel)
     if first.use_bias:
         first.bias.assign(bias)
@@ -118,8 +162,9 @@ def whiten_first_layer(model, ds_train):
 
 def whitening(images, size, filters):
     """Return kernel and bias of a convolution of this kernel size whose outputs are uncorrelated.
-    Its filters are the principal components of patches of the `images`, float32 (n, height, width, channels), each with
-    both signs."""
+    Its filters are the principal components of patches of the `images`, (n, height, width, channels), each with both
+    signs."""
+    images = tf.cast(images, tf.float32)
     patches = tf.image.extract_patches(images, (1, *size, 1), (1, 1, 1, 1), (1, 1, 1, 1), "VALID")
     patches = tf.reshape(patches, (-1, patches.shape[-1])).numpy()
     variances, components = np.linalg.eigh(np.cov(patches.T))  # the smallest comes first
@@ -129,9 +174,16 @@ def whitening(images, size, filters):
     return kernel.reshape(*size, -1, filters), -patches.mean(axis=0) @ kernel
 
 
-def smoothed_crossentropy(from_logits):
-    """Return the loss, a function, when a part of each label is spread over all classes
-    (https://arxiv.org/abs/1512.00567). `from_logits` says that the outputs are scores, not probabilities."""
+def smoothed_loss(model):
+    """Return the loss of the model, a function, with a part of each label spread over all classes
+    (https://arxiv.org/abs/1512.00567); None if its loss is not sparse categorical crossentropy for several classes."""
+    known = ("sparse_categorical_crossentropy", keras.losses.sparse_categorical_crossentropy)
+    if type(model.loss) is not keras.losses.SparseCategoricalCrossentropy and model.loss not in known:
+        return None
+    if len(model.output_shape) != 2 or model.output_shape[-1] == 1:
+        return None
+    from_logits = getattr(model.loss, "from_logits", False)  # whether the outputs are scores, not probabilities
+
     def loss(labels, outputs):
         targets = tf.one_hot(tf.cast(tf.reshape(labels, [-1]), tf.int32), outputs.shape[-1])
         return keras.losses.categorical_crossentropy(targets, outputs, from_logits, smoothing)
@@ -181,22 +233,27 @@ class Muon(keras.optimizers.Adam):
         self.assign_sub(variable, rate * tf.reshape(matrix, variable.shape))
 
 
-def augment(ds_train, steps_per_epoch):
-    """Return the training stream with images that are changed at random, differently in every pass."""
-    epochs = tf.data.Dataset.counter().map(lambda step: step // steps_per_epoch)
-    seeds = tf.data.Dataset.random().batch(2)
-    return tf.data.Dataset.zip(ds_train, epochs, seeds).map(change, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+def augment(ds_train, steps_per_epoch, first_epoch=0):
+    """Return the training stream with images that are changed at random, differently in every pass. What happens in a
+    step depends on its number, so a run that is resumed after `first_epoch` epochs goes on as if uninterrupted."""
+    seed = random.getrandbits(31)  # --seed decides it
+    steps = tf.data.Dataset.counter(first_epoch * steps_per_epoch)
+
+    def change(step, batch):
+        return change_images(batch, step // steps_per_epoch, (seed, step))
+    return tf.data.Dataset.zip(steps, ds_train).map(change, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
-def change(batch, epoch, seed):
-    """Flip half of a batch's images, (n, height, width, channels), the others in the next epoch
-    (https://arxiv.org/abs/2404.00498). Shift each by a few pixels, and blank out a square in it
-    (https://arxiv.org/abs/1708.04552), as `seed`, two ints, decides."""
-    images, labels = batch
+def change_images(batch, epoch, seed):
+    """Return a batch, (images, labels, ...), with other images, (n, height, width, channels), of the same dtype: half
+    of them flipped, the others in the next epoch (https://arxiv.org/abs/2404.00498); each shifted by a few pixels, with
+    a square that is blanked out (https://arxiv.org/abs/1708.04552), as `seed`, two ints, decides."""
+    given, *others = batch
+    images = tf.cast(given, tf.float32)
     count = tf.shape(images)[0]
     height, width = images.shape[1:3]
-    numbers = tf.reduce_sum(tf.cast(1000 * images, tf.int64), (1, 2, 3))  # each image keeps its own, odd or even
-    flipped = (numbers + epoch) % 2 == 1
+    sums = tf.reduce_sum(tf.cast(1001 * images, tf.int64), (1, 2, 3))  # each image keeps its own, odd or even
+    flipped = (sums + epoch) % 2 == 1
     columns = tf.where(flipped[:, None], tf.range(width)[::-1], tf.range(width))
     down, right, top, left = tf.unstack(tf.random.stateless_uniform((4, count, 1), seed))
     shifts = 2 * farthest + 1
@@ -208,7 +265,8 @@ def change(batch, epoch, seed):
     images = tf.gather(images, columns, axis=2, batch_dims=1)
     in_rows = within(tf.range(height), top)[:, :, None, None]
     in_columns = within(tf.range(width), left)[:, None, :, None]
-    return tf.where(in_rows & in_columns, 0.45, images), labels  # about the images' mean
+    images = tf.where(in_rows & in_columns, tf.reduce_mean(images, (0, 1, 2)), images)  # the batch's mean colour
+    return tf.cast(images, given.dtype), *others
 
 
 def within(pixels, place):

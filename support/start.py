@@ -117,6 +117,6 @@ except BaseException as error:
              f"This is Python {sys.version.split()[0]}. To install the packages, with Python 3.10 to 3.13:"
              f"  python -m pip install -r {requirements}\n"
              "With uv, you do not have to install Python:"
-             f"  uv run --python 3.13 --with-requirements {requirements} {sys.argv[0]}")
+             f"  uv run --python 3.13 --with-requirements {requirements} {messages.quoted(sys.argv[0])}")
 if own_process:
     adjust_process()

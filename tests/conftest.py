@@ -28,7 +28,7 @@ if platform.machine() in ("x86_64", "AMD64"):
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # the workers share the cores
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell script that runs the tests with & ignores it
 
-rare = pytest.mark.skipif("ALL_TESTS" not in os.environ, reason="long, or about what is rare: runs with ALL_TESTS=1")
+rare = pytest.mark.rare
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals, permissions or limits; Windows has others")
 
 # Give up the capabilities that let root ignore permissions: Linux's 1 and 2, in version 3 of its calls.
@@ -268,15 +268,21 @@ def convolutions(log_dir):
     return sum(node.op == "Conv2D" for node in nodes)
 
 
-@pytest.fixture
-def load(monkeypatch, data):
-    """load_data, in this process, on the small data set."""
+def load_from(folder, monkeypatch):
+    """load_data, in this process, on the data set in a folder."""
     import tensorflow_datasets as tfds
 
     import train
+    from support import download
+    download.prepare.cache_clear()
     for name in "load", "builder":
-        monkeypatch.setattr(tfds, name, functools.partial(getattr(tfds, name), data_dir=data))
+        monkeypatch.setattr(tfds, name, functools.partial(getattr(tfds, name), data_dir=folder))
     return train.load_data
+
+
+@pytest.fixture
+def load(monkeypatch, data):
+    return load_from(data, monkeypatch)
 
 
 def keys(images, labels):

@@ -2,11 +2,12 @@
 
 Ten classes of 32x32 pictures that can be told apart by colour and stripes, 100 a class for training (TRAIN) and 40 for
 the test (TEST), in the binary format of the real archive, prepared by TensorFlow Datasets' own cifar10 builder.
-Then, with the variable TFDS_DATA_DIR set to FOLDER: python train.py --name small --epochs 3
+Then train on them with the command that it prints.
 """
 import contextlib
 import hashlib
 import io
+import os
 import sys
 import tarfile
 from pathlib import Path
@@ -75,9 +76,18 @@ def prepare(folder, *counts):
         tfds.builder("cifar10", data_dir=folder).download_and_prepare()
 
 
+def command(folder):
+    """Return the whole command that trains on the data set in this folder."""
+    from support.messages import quoted
+    train = f"python {quoted(Path(__file__).parents[1] / 'train.py')} --name small --epochs 3"
+    if os.name == "nt":
+        return f"$env:TFDS_DATA_DIR = \"{folder}\"; {train}"  # in PowerShell
+    return f"TFDS_DATA_DIR={quoted(folder)} {train}"
+
+
 if __name__ == "__main__":
     if len(sys.argv) not in (2, 4):
         sys.exit(__doc__)
     print(f"Making a small CIFAR-10 in {sys.argv[1]}")
     prepare(Path(sys.argv[1]), *map(int, sys.argv[2:]))
-    print(f"Now set TFDS_DATA_DIR to {Path(sys.argv[1]).absolute()}, and run: python train.py --name small --epochs 3")
+    print(f"Now run: {command(Path(sys.argv[1]).absolute())}")

@@ -11,8 +11,10 @@ import pytest
 from conftest import (
     checkpoint,
     convolutions,
+    curves,
     hparams_of,
     interrupt,
+    load_from,
     message,
     name,
     options,
@@ -64,7 +66,8 @@ def test_ctrl_c_and_resuming(half, undisturbed, tiny):
             time.sleep(moment)
         out, err = interrupt(script)
         assert script.returncode == 130, err
-        assert re.search(r"(?m)^Stopped in epoch [34] of 4; to resume, run the same command again\.$", plain(err))
+        stopped = r"(?m)^Stopped (in|after) epoch [34] of 4; to resume, run the same command again\.$"
+        assert re.search(stopped, plain(err))
     out, err = run("train.py", *options, cwd=half, data=tiny)
     done = int(re.search(r"^Resuming after epoch (\d) of 4$", out, re.M)[1])
     assert re.findall(r"^Epoch (\d)/4", out, re.M) == [str(epoch) for epoch in range(done + 1, 5)] and err == ""
@@ -86,7 +89,7 @@ threading.Thread(target=wait, daemon=True).start()
 @rare
 def test_ctrl_c_as_the_console_of_windows_raises_it(undisturbed, tmp_path, tiny):
     out, err = run_after(ctrl_c_itself, "train.py", *options, cwd=tmp_path, data=tiny, code=130)
-    assert re.fullmatch(r"\nStopped in epoch [1234] of 4; to resume, run the same command again\.\n", err)
+    assert re.fullmatch(r"\nStopped (in|after) epoch [1234] of 4; to resume, run the same command again\.\n", err)
     (tmp_path / "program.py").unlink()
     out, err = run("train.py", *options, cwd=tmp_path, data=tiny)
     assert "Resuming after epoch" in out and err == ""
@@ -95,46 +98,93 @@ def test_ctrl_c_as_the_console_of_windows_raises_it(undisturbed, tmp_path, tiny)
 
 def test_other_options_are_no_continuation(half, tiny):
     before = (half / checkpoint).read_bytes()
-    other = ["--batch-size", 25, "--epochs", 3, "--seed", 2, "--augment"]
+    other = ["--batch-size", 25, "--epochs", 1, "--seed", 2, "--augment", "--fast"]  # two epochs are finished
     out, err = run("train.py", *options, *other, cwd=half, data=tiny, code=1)
-    different = "with augment False, not True; epochs 4, not 3; batch size 20, not 25; seed 1, not 2."
-    assert different in message(err) and "--restart" in err
+    different = ("with fast False, not True; augment False, not True; epochs 4, not 1; batch size 20, not 25; "
+                 "seed 1, not 2.")
+    assert different in message(err) and "--restart" in err and str(half / checkpoint) in err
     assert (half / checkpoint).read_bytes() == before
 
 
-def resume(folder, monkeypatch, model, **changes):
+def test_fewer_epochs_make_a_model_of_what_is_finished(half, tiny):
+    out, err = run("train.py", *options, "--epochs", 3, cwd=half, data=tiny)
+    assert re.search(r"^Resuming after epoch [23] of 3$", out, re.M) and err == ""
+    assert (half / f"results/{name}.h5").exists() and not (half / checkpoint).exists()
+    assert len(curves(half / "logs" / name)["train/epoch_loss"]) == 3
+
+
+def resume(folder, monkeypatch, model, load_data, **changes):
     """Resume the interrupted run in a folder with this model, in this process; return the number of its epochs."""
     import tensorflow as tf
 
     from support.checkpoint import Checkpoint
     monkeypatch.chdir(folder)
     args = {"fast": False, "augment": False, "epochs": 4, "batch_size": 20, "seed": 1, "name": name, "restart": False}
-    callback = Checkpoint(Namespace(**{**args, **changes}), [])
-    stream = callback.resume(model, tf.data.Dataset.range(100), 3)
+    callback = Checkpoint(Namespace(**{**args, **changes}))
+    stream = callback.begin_or_resume(model, tf.data.Dataset.range(100), 3, load_data)
     assert int(next(iter(stream))) == (0 if changes.get("restart") else callback.initial_epoch * 3)
     return callback.initial_epoch
 
 
-def test_another_network_is_no_continuation(half, monkeypatch):
+@pytest.fixture
+def load_data(tiny, monkeypatch):
+    """That of the interrupted run."""
+    return load_from(tiny, monkeypatch)
+
+
+def changed(load_data, change):
+    """load_data with test images that are changed."""
+    return lambda batch_size: (None, load_data(batch_size)[1].map(change))
+
+
+def test_another_network_is_no_continuation(half, monkeypatch, load_data):
     """Another model of the same network is, although Keras gives its layers other names."""
     import keras
 
     import train
     from support.messages import UserError
-    for attribute, value, fits in ("rate", 0.3, False), ("rate", 0.25, True):
+    for attribute, value, fits in ("rate", 0.3, False), ("dtype_policy", "mixed_bfloat16", False), ("rate", 0.25, True):
         model = train.create_model((32, 32, 3))
         setattr(model.layers[5], attribute, value)
         if fits:
-            assert resume(half, monkeypatch, model) >= 2
+            assert resume(half, monkeypatch, model, load_data) >= 2
         else:
             with pytest.raises(UserError, match="another network, optimizer or loss") as error:
-                resume(half, monkeypatch, model)
+                resume(half, monkeypatch, model, load_data)
             assert "--restart" in message(str(error.value))
     for optimizer, loss in (keras.optimizers.Adam(0.0005), model.loss), ("adam", "mse"):
         model = train.create_model((32, 32, 3))
         model.compile(optimizer, loss, metrics=["accuracy"])
         with pytest.raises(UserError, match="another network, optimizer or loss"):
-            resume(half, monkeypatch, model)
+            resume(half, monkeypatch, model, load_data)
+
+
+def test_other_images_are_no_continuation(half, monkeypatch, load_data):
+    """Of another data set, or prepared in another way."""
+    import tensorflow as tf
+
+    import train
+    from support.messages import UserError
+    model = train.create_model((32, 32, 3))
+    smaller = train.create_model((16, 16, 3))
+    for other, change in [(model, lambda image, label: (image * 2 - 1, label)),
+                          (model, lambda image, label: (image, (label + 1) % 10)),
+                          (model, lambda image, label: (tf.image.rgb_to_grayscale(image), label)),
+                          (smaller, lambda image, label: (tf.image.resize(image, (16, 16)), label))]:
+        with pytest.raises(UserError) as error:
+            resume(half, monkeypatch, other, changed(load_data, change))
+        reason = "other images or labels" if other is model else "another network"
+        assert reason in message(str(error.value)) and "--restart" in str(error.value)
+    assert resume(half, monkeypatch, model, load_data) >= 2
+
+
+def test_random_changes_of_the_images_are_no_other_images(load_data):
+    import tensorflow as tf
+
+    from support.checkpoint import checksum
+    brighter = changed(load_data, lambda image, label: (tf.image.random_brightness(image, 0.5), label))
+    assert checksum(brighter, 20) is None
+    assert checksum(load_data, 20) == checksum(load_data, 20) is not None
 
 
 def test_the_same_network_has_the_same_description():
@@ -154,7 +204,7 @@ def test_the_same_network_has_the_same_description():
 @pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: whole[:-1000], lambda whole: b"garbage" * 1000,
                                     lambda whole: whole[:9_000_000] + b"\xff" * 64 + whole[9_000_064:]],
                          ids=["empty", "truncated", "garbage", "flipped bits"])
-def test_damaged_checkpoint(damage, half, monkeypatch):
+def test_damaged_checkpoint(damage, half, monkeypatch, load_data):
     import train
     from support.messages import UserError
     path = half / checkpoint
@@ -163,10 +213,10 @@ def test_damaged_checkpoint(damage, half, monkeypatch):
     model = train.create_model((32, 32, 3))
     before = model.get_weights()
     with pytest.raises(UserError, match="cannot be read") as error:
-        resume(half, monkeypatch, model)
-    assert "--restart" in message(str(error.value)) and path.read_bytes() == damaged
+        resume(half, monkeypatch, model, load_data)
+    assert "--restart" in message(str(error.value)) and str(path) in str(error.value) and path.read_bytes() == damaged
     assert all(np.array_equal(old, new) for old, new in zip(before, model.get_weights()))
-    assert resume(half, monkeypatch, model, restart=True) == 0 and path.read_bytes() != damaged
+    assert resume(half, monkeypatch, model, load_data, restart=True) == 0 and path.read_bytes() != damaged
 
 
 def test_restart_discards_nothing_before_the_data_are_there(half, tmp_path):

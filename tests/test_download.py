@@ -226,25 +226,44 @@ def leftovers(folder):
     return [path for pattern in ("tmp????????", "*incomplete*", "*.tmp.*") for path in folder.rglob(pattern)]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals; Windows has others")
-@pytest.mark.parametrize("moment", ["download", "preparation"])
-def test_ctrl_c_leaves_nothing_and_a_kill_leaves_nothing_for_long(moment, server, archive, tmp_path):
-    mirrors = ["slow"] if moment == "download" else ["good"]
-    for stop in signal.SIGINT, signal.SIGKILL:
-        script = start_load(server, archive, tmp_path, mirrors)
-        deadline = time.monotonic() + 120
-        while not list(tmp_path.rglob("incomplete.cifar10/tmp*" if moment == "download" else "incomplete.*3*")):
-            assert time.monotonic() < deadline and script.poll() is None
-            time.sleep(0.001)
-        script.send_signal(stop)
-        err = script.wait(60)[1]
-        if stop == signal.SIGINT:
-            assert (script.returncode, plain(err).strip().split("\n")[-1]) == (130, "Stopped.")
-            assert leftovers(tmp_path) == []
-    assert leftovers(tmp_path), "the kill came too late for this test"
-    shutil.rmtree(tmp_path / "downloads" / "manual" / archive.name, ignore_errors=True)
-    out, err = load(server, archive, tmp_path, ["good"])
-    assert "test images: 50" in out and leftovers(tmp_path) == []
+def start_until_incomplete(pattern, server, archive, folder, mirrors):
+    """Start load_data(), and wait until something incomplete has such a path in the data folder."""
+    script = start_load(server, archive, folder, mirrors)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(pattern)):
+        assert time.monotonic() < deadline and script.poll() is None
+        time.sleep(0.001)
+    return script
+
+
+downloading, preparing = "incomplete.*/tmp*", "incomplete.*/cifar10/incomplete.*"
+
+
+@posix
+def test_one_ctrl_c_is_enough_and_leaves_nothing(server, archive, tmp_path):
+    """While the archive is downloaded, extracted and prepared; TFDS sometimes loses the KeyboardInterrupt."""
+    for pattern, mirror, seconds in [(downloading, "slow", 0), ("incomplete.*/extracted/*", "good", 0),
+                                     (preparing, "good", 0), (preparing, "good", 0.1), (preparing, "good", 0.3)]:
+        script = start_until_incomplete(pattern, server, archive, tmp_path, [mirror])
+        time.sleep(seconds)
+        script.send_signal(signal.SIGINT)
+        out, err = script.wait(60)
+        assert (script.returncode, plain(err).strip().split("\n")[-1]) == (130, "Stopped.")
+        assert leftovers(tmp_path) == []
+
+
+def test_what_a_kill_has_left_is_deleted_when_it_is_old(server, archive, tmp_path):
+    """That of another process, which may go on, is not touched, and neither is what is not ours."""
+    start_until_incomplete(preparing, server, archive, tmp_path, ["good"]).kill()
+    killed, = tmp_path.glob("incomplete.*")
+    going_on = shutil.copytree(killed, tmp_path / "incomplete.image-classifier.other")
+    theirs = tmp_path / "downloads/extracted/incomplete.of-others"
+    theirs.mkdir(parents=True)
+    for path in [killed, *killed.rglob("*"), theirs]:
+        os.utime(path, (time.time() - 4000,) * 2)
+    script = start_load(server, archive, tmp_path, ["good"])
+    out, err = script.wait()
+    assert "test images: 50" in out and not killed.exists() and going_on.exists() and theirs.exists()
 
 
 @posix

@@ -374,7 +374,7 @@ def own_classes(folder, *classes):
     """Edit the project in a folder as README says for one's own classes, and make pictures of these classes."""
     text = (root / "README.md").read_text(encoding="utf-8").split("## Your own classes")[1]
     for_load_data, for_test = re.findall(r"(?:^    .*\n)+", text, re.M)[:2]
-    loading = re.search(r"    download\.prepare.*?(?=\n    options =)", (root / "train.py").read_text(), re.S)[0]
+    loading = re.search(r"    download\.prepare.*?(?=\n    settings =)", (root / "train.py").read_text(), re.S)[0]
     train = edited(folder, ("num_classes = 10", f"num_classes = {len(classes)}"), (shape, "input_shape=(32, 32, 3)"),
                    (loading, for_load_data))
     names = re.search(r"categories = \{.*?\n\}\n", (root / "test.py").read_text(), re.S)[0]
@@ -444,39 +444,3 @@ def test_a_network_that_is_too_large_for_any_memory(tmp_path, tiny):
     train = edited(tmp_path, ("Dense(1024)", "Dense(10**11)"))
     out, err = run(train, *in_one_go, cwd=tmp_path, data=tiny, code=1)
     assert "not enough memory" in message(err)
-
-
-def bare(script):
-    """The source of a script after what README says for the bare tutorial."""
-    modules = "|".join(path.stem for path in (root / "support").glob("*.py") if path.stem != "__init__")
-    names_support = re.compile(rf"(?<![\w.])({modules})\.\w|checkpoint|details|support", re.IGNORECASE)
-    lines = []
-    indented = False  # below a deleted `with`
-    for line in (root / script).read_text(encoding="utf-8").split("\n"):
-        if names_support.search(line):
-            indented = line.lstrip().startswith("with ")
-        else:
-            lines.append(line[4:] if indented else line)
-            indented = False
-    empty_if = re.compile(r"^    if [^\n]*:\n(?=\n|    \S)", re.M)
-    source = empty_if.sub("", "\n".join(lines))
-    if script == "test.py":
-        source = source.replace("import numpy as np\n", "import numpy as np\nfrom keras.models import load_model\n")
-    return source
-
-
-def test_the_bare_tutorial(tmp_path, tiny):
-    for script in "train.py", "test.py":
-        (tmp_path / script).write_text(bare(script), encoding="utf-8")
-    edited_epochs = (tmp_path / "train.py").read_text().replace("\nepochs = 30\n", "\nepochs = 2\n")
-    (tmp_path / "train.py").write_text(edited_epochs, encoding="utf-8")
-    for arguments, epochs in ([], 2), (["--epochs", "3", "--seed", "1", "--name", "other"], 3):
-        script = start(tmp_path / "train.py", *arguments, cwd=tmp_path, data=tiny)
-        out, err = script.wait()
-        assert script.returncode == 0 and out.count("Epoch ") == epochs, err
-    assert {path.name for path in tmp_path.iterdir()} == {"train.py", "test.py", "results", "logs"}
-    for model in name, "other":
-        script = start(tmp_path / "test.py", f"results/{model}.h5", cwd=tmp_path, data=tiny)
-        out, err = script.wait()
-        printed = re.search(r"^Test accuracy: [\d.]+ %\nPredicted label: \w+\nTrue label: \w+$", plain(out), re.M)
-        assert script.returncode == 0 and printed, err

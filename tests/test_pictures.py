@@ -160,24 +160,10 @@ def tags(*entries, prefix=b"Exif\0\0"):
 
 
 turned = (0x0112, 3, 1, b"\6\0")  # to be turned by 90 degrees
-odd_metadata = {  # key: the issue at python-pillow/Pillow about such a file; value: whether to turn the picture
-    "8965: -1/0, unsigned by the standard": (tags(turned, (0x011b, 10, 1, struct.pack("<2l", -1, 0))), True),
-    "8965: -2/0, in a phone's exposure": (tags(turned, (0x9204, 10, 1, struct.pack("<2l", -2, 0))), True),
-    "4346: four bytes instead of undefined": (tags(turned, (0x9101, 1, 4, b"\1\2\3\0")), True),
-    "3973: two resolutions": (tags(turned, (0x011a, 3, 2, b"\x48\0\1\0"), (0x011b, 3, 2, b"\x48\0\1\0")), True),
-    "6882: a place that points to itself": (tags(turned, (0x8825, 4, 1, b"\x08")), True),
-    "4852: nothing": (b"Exif\0\0", False),
-    "8348: two beginnings": (tags(turned, prefix=b"Exif\0\0Exif\0\0"), None),  # as Pillow likes
-    "2043: no header": (b"Exif\0\0" + b"no header", False),
+odd_metadata = {  # key: what is odd; value: the metadata, and whether to turn the picture
+    "-1/0, unsigned by the standard": (tags(turned, (0x011b, 10, 1, struct.pack("<2l", -1, 0))), True),  # Pillow 8965
     "cut off": (tags(turned)[:18], False),
-    "begins behind its end": (b"Exif\0\0II*\0\xff\xff\0\0", False),
-    "too many values": (tags((0x0112, 3, 2**31, b"\xff\xff")), False),
-    "orientation 0": (tags((0x0112, 3, 1, b"\0")), False),
-    "orientation 9": (tags((0x0112, 3, 1, b"\x09")), False),
     "orientation as text": (tags((0x0112, 2, 2, b"6")), False),
-    "orientation 0/0": (tags((0x0112, 5, 1, bytes(8))), False),
-    "orientation of unknown type": (tags((0x0112, 99, 1, b"\6")), False),
-    "two orientations": (tags((0x0112, 3, 2, b"\6\0\1\0")), None),
 }
 
 
@@ -193,7 +179,7 @@ def test_odd_metadata_do_no_harm(photo, tmp_path, kind):
                                          + struct.pack(">L", zlib.crc32(chunk)) + whole[33:])
     for file in "photo.jpg", "photo.webp", "photo.png":
         pixels, shown = load_image(tmp_path / file)
-        assert shown.size in ([(200, 120), (120, 200)] if upright is None else [(120, 200) if upright else (200, 120)])
+        assert shown.size == ((120, 200) if upright else (200, 120))
         straight = np.asarray(shown if shown.width == 200 else shown.transpose(Image.Transpose.ROTATE_90)).astype(int)
         assert abs(straight - np.asarray(photo)).mean() < 5
 
@@ -388,7 +374,7 @@ def test_preprocessing_that_does_not_fit_the_model(small_model):
     from support.messages import UserError
     model = keras.models.load_model(small_model, compile=False)
     with pytest.raises(UserError) as error:
-        pictures.prepare(Image.new("RGB", (32, 32)), model,
+        pictures.as_batch(Image.new("RGB", (32, 32)), model,
                          lambda image, label: (tf.image.rgb_to_grayscale(image), label))
     assert "images of shape (32, 32, 1),\nbut the model takes (32, 32, 3)" in str(error.value)
 
