@@ -85,6 +85,24 @@ def run_after(preparation, script, *arguments, cwd, **options):
     return run(program, root / script, *arguments, cwd=cwd, **options)
 
 
+def edited(folder, *changes, script="train.py"):
+    """Put the project into a folder, with changes (old, new) in a script; return the path of train.py."""
+    if not (folder / "support").exists():
+        shutil.copytree(root / "support", folder / "support")
+        for file in "train.py", "test.py":
+            shutil.copy(root / file, folder)
+    path = folder / script
+    source = path.read_text(encoding="utf-8")
+    for old, new in changes:
+        assert old in source, old
+        source = source.replace(old, new)
+    path.write_text(source, encoding="utf-8")
+    return folder / "train.py"
+
+
+smaller = "Dense(1024)", "Dense(32)"  # the edit for tests in which the network is not the point
+
+
 def size_of(path):
     """The size of a file in bytes, -1 if there is none, or none that can be looked at now."""
     try:

@@ -2,7 +2,6 @@
 import csv
 import json
 import re
-import shutil
 import signal
 import tarfile
 
@@ -14,6 +13,7 @@ from PIL import Image
 from conftest import (
     checkpoint,
     curves,
+    edited,
     in_one_go,
     interrupt,
     message,
@@ -25,26 +25,12 @@ from conftest import (
     root,
     run,
     size_and_colours,
+    smaller,
     start,
     wait_for,
     wait_for_output,
 )
 from small_cifar10 import make_images
-
-
-def edited(folder, *changes, script="train.py"):
-    """Put the project into a folder, with changes (old, new) in a script; return the path of train.py."""
-    if not (folder / "support").exists():
-        shutil.copytree(root / "support", folder / "support")
-        for file in "train.py", "test.py":
-            shutil.copy(root / file, folder)
-    path = folder / script
-    source = path.read_text(encoding="utf-8")
-    for old, new in changes:
-        assert old in source, old
-        source = source.replace(old, new)
-    path.write_text(source, encoding="utf-8")
-    return folder / "train.py"
 
 
 def imported(layer):
@@ -78,6 +64,7 @@ edits = {  # key: an edit; values: the changes, and what --fast says that it lea
                     ('loss="sparse_categorical_crossentropy"',
                      "loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)")], ""),
     "two branches": (two_branches("Add()([a, b])"), ""),
+    "no input layer": ([("        Input(input_shape),\n", "")], ""),
     "odd filters, no dropout": ([("Conv2D(32", "Conv2D(33"), ("        Dropout(0.25),\n", "")], ""),
 }
 twice = """
@@ -97,16 +84,18 @@ def run_twice(script, *arguments, folder, data):
     return start(program, cwd=folder, data=data, fast=True)
 
 
-often = ["normalization", "two branches"]
+often = ["normalization", "two branches", "no input layer"]
 
 
 @pytest.mark.parametrize("edit", [edit if edit in often else pytest.param(edit, marks=rare) for edit in edits])
 def test_edited_networks_and_dials_take_fast_resume_and_are_tested(edit, tmp_path, tiny):
     changes, left_out = edits[edit]
+    if edit != "more filters":  # which is about the sizes
+        edited(tmp_path, smaller)
     edited(tmp_path, *changes)
     options = ["--seed", "1"] if "dials" in edit else ["--epochs", "2", "--seed", "1"]
     script = run_twice("train", ["--epochs", "1", "--fast", "--name", "fast"], options, folder=tmp_path, data=tiny)
-    assert wait_for(tmp_path / checkpoint, script, size=1_000_000), script.output()
+    assert wait_for(tmp_path / checkpoint, script, size=100_000), script.output()
     out, err = map(plain, script.kill())
     assert "Fast recipe" in out and left_out in out
     assert "whitening first layer" in out or left_out
@@ -188,7 +177,7 @@ def cifar100(tmp_path_factory):
 
 
 def test_another_data_set(cifar100, tmp_path):
-    train = edited(tmp_path, ('dataset = "cifar10"', 'dataset = "cifar100"'),
+    train = edited(tmp_path, smaller, ('dataset = "cifar10"', 'dataset = "cifar100"'),
                    ("num_classes = 10\n", "num_classes = 100\n"))
     out, err = run(train, "--fast", "--epochs", 1, cwd=tmp_path, data=cifar100)
     assert "cifar100 is in" in out and "(None, 100)" in out and err == ""
@@ -210,7 +199,7 @@ def test_another_data_set(cifar100, tmp_path):
     (('dataset = "cifar10"', 'dataset = "cifar-10"'), "cifar-10"),
 ], ids=str)
 def test_a_mistake_in_the_code_keeps_its_traceback(change, reason, tmp_path, tiny):
-    script = start(edited(tmp_path, change), *in_one_go, cwd=tmp_path, data=tiny)
+    script = start(edited(tmp_path, smaller, change), *in_one_go, cwd=tmp_path, data=tiny)
     out, err = script.wait()
     assert script.returncode == 1
     assert err.count("Traceback") >= 1 and reason in err and "train.py" in err and "Delete" not in err
@@ -219,7 +208,7 @@ def test_a_mistake_in_the_code_keeps_its_traceback(change, reason, tmp_path, tin
 def with_callbacks(folder, *callbacks):
     """Put the project into a folder, with these callbacks added; return the path of train.py."""
     added = ", ".join(f"keras.callbacks.{callback}" for callback in callbacks)
-    return edited(folder, ("    callbacks = [tensorboard]\n", f"    callbacks = [tensorboard, {added}]\n"))
+    return edited(folder, smaller, ("    callbacks = [tensorboard]\n", f"    callbacks = [tensorboard, {added}]\n"))
 
 
 def test_a_learners_own_callbacks_get_no_epoch_twice(tmp_path, tiny):
@@ -250,6 +239,34 @@ def test_a_learners_own_callbacks_get_no_epoch_twice(tmp_path, tiny):
         assert rates[3] == (3, pytest.approx(0.001 / 2**5))
 
 
+converted = "    image = tf.image.convert_image_dtype(image, tf.float32)\n"
+three_values = """    image = tf.cast(image, tf.uint8)
+    return image, label, tf.ones_like(label, tf.float32)
+"""
+four_values = """    return ds_train, ds_test, info, ds_test
+"""
+with_weights = """    model.compile(loss="sparse_categorical_crossentropy", optimizer="adam", metrics=["accuracy"],
+                  weighted_metrics=["accuracy"], loss_weights=[0.5])
+"""
+
+
+def test_fast_takes_only_what_it_needs_from_ones_own_functions(tmp_path, tiny):
+    """Whole numbers and sample weights from preprocess_image(), a further data set from load_data()."""
+    train = edited(tmp_path, smaller, imported("Rescaling"),
+                   ("        Input(input_shape),\n", "        Input(input_shape),\n        Rescaling(1 / 255),\n"),
+                   (f"{converted}    return image, label\n", three_values),
+                   ("    return ds_train, ds_test, info\n", four_values),
+                   ("ds_test, info = load_data(args", "ds_test, info, more = load_data(args"),
+                   (re.search(r"    model\.compile\(.*\n", (root / "train.py").read_text())[0], with_weights))
+    out, err = run(train, "--fast", "--augment", "--epochs", 1, cwd=tmp_path, data=tiny)
+    assert "smoothed labels,\northogonal initial values, a whitening first layer;" in out and err == ""
+    with h5py.File(tmp_path / f"results/{name}.h5") as file:
+        training = json.loads(file.attrs["training_config"])
+    assert training["loss_weights"] == [0.5]
+    accuracy = {"class_name": "SparseCategoricalAccuracy", "config": {"name": "accuracy"}}
+    assert training["metrics"] == training["weighted_metrics"] == [accuracy]
+
+
 def found(group):
     """The paths of the arrays in a group of an HDF5 file."""
     paths = []
@@ -270,12 +287,15 @@ def test_early_stopping_starts_afresh_when_a_run_is_resumed(tmp_path, tiny):
 
 
 def test_callbacks_and_metrics_of_ones_own_with_fast(tmp_path, tiny):
-    train = with_callbacks(tmp_path, "ModelCheckpoint('results/best.keras', save_best_only=True)")
+    """A callback may save a model where the last one will be; this is no earlier run."""
+    train = with_callbacks(tmp_path, "ModelCheckpoint('results/best.keras', save_best_only=True)",
+                           f"ModelCheckpoint('results/{name}.h5')")
     own = "def missed(labels, outputs):\n    return 1 - tf.reduce_max(outputs, axis=-1)\n\n\ndef create_model("
     edited(tmp_path, ("def create_model(", own),
            ('metrics=["accuracy"]', 'metrics=[keras.metrics.SparseCategoricalAccuracy(name="acc"), missed, '
             'keras.metrics.SparseTopKCategoricalAccuracy(3, name="top")]'))
     out, err = run(train, "--fast", "--epochs", 1, cwd=tmp_path, data=tiny)
+    assert "The earlier run" not in out
     assert err == "" and re.search(r" - acc: [\d.]+ - loss: [\d.]+ - missed: [\d.]+ - top: [\d.]+ - val_acc: ", out)
     assert size_and_colours(tmp_path / f"results/{name}.png")[0] == (3000, 600), "not four panels"
     with h5py.File(tmp_path / f"results/{name}.h5") as file:
@@ -286,7 +306,6 @@ def test_callbacks_and_metrics_of_ones_own_with_fast(tmp_path, tiny):
         assert "Test accuracy: " in out and err == ""
 
 
-converted = "    image = tf.image.convert_image_dtype(image, tf.float32)\n"
 shape = 'input_shape=info.features["image"].shape'
 preprocessing = {  # key: an edit; values: the changes of train.py
     "standardized": [(converted, converted + "    image = (image - (0.49, 0.48, 0.45)) / (0.25, 0.24, 0.26)\n")],
@@ -299,7 +318,7 @@ preprocessing = {  # key: an edit; values: the changes of train.py
 
 @pytest.mark.parametrize("edit", [edit if edit == "grey" else pytest.param(edit, marks=rare) for edit in preprocessing])
 def test_own_pictures_are_prepared_as_the_training_images_are(edit, tmp_path, tiny):
-    train = edited(tmp_path, *preprocessing[edit])
+    train = edited(tmp_path, smaller, *preprocessing[edit])
     out, err = run(train, "--fast", "--augment", "--epochs", 1, cwd=tmp_path, data=tiny)
     assert err == "" and ("more than 18 filters" if edit == "grey" else ", a whitening first layer;") in out
     program = tmp_path / "program.py"
@@ -358,8 +377,8 @@ def digits(tmp_path_factory):
 def test_grey_images_of_another_size_and_parts_of_a_split(digits, tmp_path):
     """And test images that are filtered, so that TensorFlow does not know how many there are."""
     first = "        .batch(batch_size)  # neither"
-    train = edited(tmp_path, ('dataset = "cifar10"', 'dataset = "digits"'), ('split="train"', 'split="train[:80%]"'),
-                   ('split="test"', 'split="train[80%:]"'),
+    train = edited(tmp_path, smaller, ('dataset = "cifar10"', 'dataset = "digits"'),
+                   ('split="train"', 'split="train[:80%]"'), ('split="test"', 'split="train[80%:]"'),
                    (first, "        .filter(lambda image, label: label < 9)\n" + first))
     out, err = run(train, "--epochs", 1, "--batch-size", 20, cwd=tmp_path, data=digits)
     assert "(None, 28, 28, 32)" in out and err == ""
@@ -375,8 +394,8 @@ def own_classes(folder, *classes):
     text = (root / "README.md").read_text(encoding="utf-8").split("## Your own classes")[1]
     for_load_data, for_test = re.findall(r"(?:^    .*\n)+", text, re.M)[:2]
     loading = re.search(r"    download\.prepare.*?(?=\n    settings =)", (root / "train.py").read_text(), re.S)[0]
-    train = edited(folder, ("num_classes = 10", f"num_classes = {len(classes)}"), (shape, "input_shape=(32, 32, 3)"),
-                   (loading, for_load_data))
+    train = edited(folder, smaller, ("num_classes = 10", f"num_classes = {len(classes)}"),
+                   (shape, "input_shape=(32, 32, 3)"), (loading, for_load_data))
     names = re.search(r"categories = \{.*?\n\}\n", (root / "test.py").read_text(), re.S)[0]
     edited(folder, (names, re.sub("(?m)^    ", "", for_test)), script="test.py")
     random = np.random.default_rng(0)
@@ -421,7 +440,8 @@ def test_a_learners_own_answer_to_ctrl_c(tmp_path, tiny):
     import keras
     fit = re.search(r"    model\.fit\(.*?\n    \)\n", (root / "train.py").read_text(encoding="utf-8"), re.S)[0]
     tried = "    try:\n" + re.sub("(?m)^", "    ", fit)[:-4]
-    train = edited(tmp_path, (fit, tried + "    except KeyboardInterrupt:\n        print('saving what there is')\n"))
+    saving = "    except KeyboardInterrupt:\n        print('saving what there is')\n"
+    train = edited(tmp_path, smaller, (fit, tried + saving))
     script = start(train, "--epochs", 300, "--fast", cwd=tmp_path, data=tiny)
     wait_for_output(script, "Epoch 2/300")
     out, err = interrupt(script)
@@ -429,7 +449,7 @@ def test_a_learners_own_answer_to_ctrl_c(tmp_path, tiny):
     assert (tmp_path / checkpoint).exists(), "the run could not be resumed"
     assert keras.models.load_model(tmp_path / f"results/{name}.h5").optimizer.name == "adam"
     lost = "    except KeyboardInterrupt:\n        print('lost')\n        import time\n        time.sleep(300)\n"
-    train = edited(tmp_path, ("    except KeyboardInterrupt:\n        print('saving what there is')\n", lost))
+    train = edited(tmp_path, (saving, lost))
     script = start(train, "--epochs", 300, "--name", "other", cwd=tmp_path, data=tiny)
     wait_for_output(script, "Epoch 2/300")
     script.send_signal(signal.SIGINT)

@@ -1,12 +1,15 @@
 """Every mistake is answered in one to four lines, with the right exit code, and does no damage."""
 import os
+import re
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from conftest import message, run, run_after
+from conftest import environment, message, root, run, run_after
 
 
 @pytest.mark.parametrize("arguments", [
@@ -42,6 +45,33 @@ def test_a_console_that_lacks_the_characters_of_a_name(small_model, tmp_path):
     out, err = run_after("sys.stdout.reconfigure(encoding='cp1252', errors='strict')", "test.py", model,
                          "--image", "日本.png", cwd=tmp_path, data=tmp_path)
     assert err == "" and "??.png: " in out
+
+
+@pytest.mark.parametrize("launcher", ["ipykernel_launcher.py", "colab_kernel_launcher.py"])
+def test_the_options_of_a_notebooks_kernel_are_not_ours(launcher, monkeypatch):
+    import test
+    import train
+    monkeypatch.setattr(sys, "argv", [f"/usr/lib/{launcher}", "-f", "/tmp/kernel.json"])
+    assert train.parse_args().epochs == 30 and test.parse_args().image is None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the commands are for a POSIX shell")
+def test_printed_commands_can_be_pasted(tmp_path, tiny):
+    """In a folder with a space in its name, too."""
+    project = tmp_path / "My CIFAR"
+    project.mkdir()
+    for part in "train.py", "test.py", "requirements.txt":
+        shutil.copy(root / part, project)
+    shutil.copytree(root / "support", project / "support")
+    (project / "tests").mkdir()
+    shutil.copy(root / "tests/small_cifar10.py", project / "tests")
+    out, err = run(project / "tests/small_cifar10.py", "small data", 7, 4, cwd=project, data=tmp_path)
+    env = environment(project / "small data", PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    train = re.search("^Now run: (.*) --epochs 3$", out, re.M)[1]
+    done = subprocess.run(f"{train} --epochs 1", shell=True, cwd=tmp_path, env=env, capture_output=True, text=True)
+    test = re.search("^Next: (.*)$", done.stdout, re.M)[1]
+    done = subprocess.run(test, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert "Test accuracy: " in done.stdout and done.returncode == 0, done.stderr
 
 
 def test_hints_name_the_scripts_as_they_were_typed(tmp_path, monkeypatch):

@@ -42,7 +42,9 @@ def test_scores_become_probabilities(tmp_path):
     for last, scores in ([layers.Dense(10)], True), ([layers.Dense(10, activation="softmax")], False), \
             ([layers.Dense(10), layers.Softmax()], False), ([layers.Dense(10), layers.Activation("softmax")], False), \
             ([keras.Sequential([keras.Input((3072,)), layers.Dense(10), layers.Softmax()])], False), \
-            ([keras.Sequential([keras.Input((3072,)), layers.Dense(10)])], True):
+            ([keras.Sequential([keras.Input((3072,)), layers.Dense(10)])], True), \
+            ([layers.Dense(10, activation="softmax"), layers.Activation("linear", dtype="float32")], False), \
+            ([layers.Dense(10, activation="softmax"), layers.Flatten()], False):
         model = keras.Sequential([keras.Input((32, 32, 3)), layers.Flatten(), *last])
         model.save(tmp_path / "model.h5")
         expected = model.predict(images, verbose=0)
@@ -107,7 +109,8 @@ def test_weights_alone(small_model, tmp_path):
     (["L.Flatten()", "L.Dense(10)"], (28, 28, 1), "not for these test images: its input is (None, 28, 28, 1)"),
     (["L.Dense(10)"], (3072,), "not for these test images"),
     (["L.Flatten()", "L.Dense(100)"], (32, 32, 3), "does not classify into the 10 classes"),
-    (["L.Conv2D(10, 3)"], (32, 32, 3), "does not classify into the 10 classes")])
+    (["L.Conv2D(10, 3)"], (32, 32, 3), "does not classify into the 10 classes"),
+    (["L.Flatten()", "L.Dense(1, 'sigmoid')"], (32, 32, 3), 'It should end in Dense(10, activation="softmax")')])
 def test_another_kind_of_model(layers, shape, reason, tmp_path):
     path = write_model(tmp_path / "model.h5", *layers, shape=shape)
     assert reason in refusal(path)
@@ -117,9 +120,12 @@ def test_a_model_for_images_of_any_size(tmp_path):
     import tensorflow as tf
 
     from support import models
-    path = write_model(tmp_path / "model.h5", "L.Conv2D(10, 3)", "L.GlobalAveragePooling2D()", shape=(None, None, 3))
+    path = write_model(tmp_path / "model.h5", "L.Conv2D(10, 3, activation='softmax')", "L.GlobalAveragePooling2D()",
+                       shape=(None, None, 3))
     images = tf.data.Dataset.from_tensor_slices((np.zeros((3, 32, 32, 3)), range(3))).batch(2)
-    models.check_images(models.load_model(path), images)
+    model = models.load_model(path)
+    models.check_images(model, images)
+    assert len(model.layers) == 2, "a second softmax"
 
 
 def test_a_model_with_code_inside_is_refused(tmp_path):

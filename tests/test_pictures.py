@@ -12,7 +12,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import environment, name, posix, rare, reader, root, run, size_and_colours, start
+from conftest import (
+    environment,
+    name,
+    posix,
+    rare,
+    reader,
+    root,
+    run,
+    run_after,
+    size_and_colours,
+    start,
+    without_privileges,
+)
 from small_cifar10 import labels, make_images
 
 
@@ -377,6 +389,18 @@ def test_preprocessing_that_does_not_fit_the_model(small_model):
         pictures.as_batch(Image.new("RGB", (32, 32)), model,
                          lambda image, label: (tf.image.rgb_to_grayscale(image), label))
     assert "images of shape (32, 32, 1),\nbut the model takes (32, 32, 3)" in str(error.value)
+
+
+@posix
+def test_a_picture_that_cannot_be_saved(small_model, tmp_path, tiny):
+    """It is shown all the same."""
+    (tmp_path / "others").mkdir()
+    shutil.copy(small_model, tmp_path / "others/model.h5")
+    (tmp_path / "others").chmod(0o555)
+    out, err = run_after(without_privileges, "test.py", "others/model.h5", "--report", cwd=tmp_path, data=tiny)
+    assert out.count(f"The picture cannot be saved: {tmp_path}/others/model-") == 2 and err == ""
+    assert "Permission denied" in out and re.search("^all ", out, re.M)
+    (tmp_path / "others").chmod(0o755)
 
 
 def test_pictures_stay_beside_their_models(small_model, tmp_path, tiny):

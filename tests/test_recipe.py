@@ -173,6 +173,163 @@ def test_a_network_without_a_softmax(load):
     np.testing.assert_allclose(copy.loss(np.arange(5), scores), expected, rtol=1e-5)
 
 
+def copied(load, *layers, loss="sparse_categorical_crossentropy", shape=(32, 32, 3), **arguments):
+    """A network of these layers, and the copy that --fast trains."""
+    import keras
+
+    from support import recipe
+    model = keras.Sequential([keras.Input(shape), *layers])
+    model.compile(loss=loss, metrics=["accuracy"], **arguments)
+    return model, recipe.fast_copy(model, load, 15, Namespace(epochs=2, batch_size=64), precision="mixed_bfloat16")
+
+
+def kernels(model):
+    return [layer.kernel.numpy() for layer in model.layers if layer.weights]
+
+
+def test_what_is_trained_already_or_frozen_keeps_its_values(load, capsys):
+    """In a model that was loaded, with a new last layer, and in layers that are not to be trained."""
+    import keras
+    from keras.layers import Conv2D, Dense, Flatten
+    base = keras.models.load_model(root / "results/fast.h5", compile=False)
+    model, copy = copied(load, *base.layers[:-1], Dense(10, activation="softmax"))
+    assert all(np.array_equal(a, b) for a, b in zip(kernels(base)[:-1], kernels(copy)[:-1]))
+    said = capsys.readouterr().out
+    assert "but not for 7 of 7 layers: frozen or trained already" in said
+    assert "no whitening: the first layer is frozen or trained already" in said
+    frozen, free = Conv2D(8, 3, trainable=False), Conv2D(8, 3)
+    model, copy = copied(load, frozen, free, Flatten(), Dense(10, activation="softmax"))
+    assert np.array_equal(kernels(copy)[0], frozen.kernel_initializer(frozen.kernel.shape, "float32"))
+    assert np.linalg.svd(kernels(copy)[1].reshape(-1, 8))[1] == pytest.approx(0.4 * np.ones(8), rel=1e-3)
+    assert [layer.trainable for layer in copy.layers if layer.weights] == [False, True, True]
+    assert "but not for 1 of 2 layers" in capsys.readouterr().out
+
+
+def test_another_loss_stays(load, capsys):
+    from keras.layers import Dense, Flatten
+
+    def own(labels, outputs):
+        return outputs[..., 0]
+    for loss, last in ("binary_crossentropy", Dense(1, "sigmoid")), (own, Dense(10)), ("mse", Dense(10)), \
+            ("sparse_categorical_crossentropy", Dense(1, "softmax")):
+        model, copy = copied(load, Flatten(), Dense(8), last, loss=loss)
+        assert copy.loss is model.loss
+        assert "no dropout, the network's own loss,\n" in capsys.readouterr().out
+
+
+def test_the_three_spellings_of_the_loss_are_known(load):
+    import keras
+    from keras.layers import Dense, Flatten
+    answers = np.random.default_rng(0).random((5, 10)).astype(np.float32)
+    answers /= answers.sum(axis=1, keepdims=True)
+    losses = keras.losses
+    for loss in "sparse_categorical_crossentropy", losses.sparse_categorical_crossentropy, \
+            losses.SparseCategoricalCrossentropy():
+        model, copy = copied(load, Flatten(), Dense(10, "softmax"), loss=loss)
+        expected = -0.9 * np.log(answers[range(5), range(5)]) - 0.1 * np.log(answers).mean(axis=1)
+        np.testing.assert_allclose(copy.loss(np.arange(5), answers), expected, rtol=1e-4)
+
+
+def test_inner_networks_are_reached(load, capsys):
+    import keras
+    from keras.layers import Conv2D, Dense, Dropout, Flatten
+    block = keras.Sequential([keras.Input((32, 32, 3)), Conv2D(8, 3), Dropout(0.5)])
+    model, copy = copied(load, block, Flatten(), Dense(16), Dense(10, "softmax"), run_eagerly=True,
+                         steps_per_execution=3)
+    inputs, first, *others = copy.layers
+    inner = first.layers
+    assert [layer.dtype_policy.name for layer in [*inner, *others]] == 4 * ["mixed_bfloat16"] + ["float32"]
+    assert inner[1].rate == 0 and block.layers[1].rate == 0.5 and block.layers[0].dtype_policy.name == "float32"
+    assert np.linalg.svd(inner[0].kernel.numpy().reshape(27, 8))[1] == pytest.approx(0.4 * np.ones(8), rel=1e-3)
+    assert "in an inner network)" in capsys.readouterr().out
+    assert copy.run_eagerly and copy.steps_per_execution == 3 and type(model.optimizer) is keras.optimizers.RMSprop
+
+
+def test_few_images_are_whitened_if_a_layer_makes_them_large(load, monkeypatch):
+    from keras.layers import Conv2D, Dense, Flatten, Resizing
+
+    from support import recipe
+    given = []
+    whitening = recipe.whitening
+
+    def watched(images, size, filters):
+        given.append(images.shape)
+        return whitening(images, size, filters)
+    monkeypatch.setattr(recipe, "whitening", watched)
+    copied(load, Resizing(160, 160), Conv2D(8, 3, strides=16), Flatten(), Dense(10, "softmax"))
+    assert given == [(20, 160, 160, 3)]
+
+
+def test_layers_of_ones_own_in_the_copy(load):
+    """One without weights is in both networks; of one with weights, it is said what it needs."""
+    import keras
+    from keras.layers import Dense, Flatten, Lambda
+
+    from support import recipe
+    from support.messages import UserError
+
+    class Scale(keras.layers.Layer):
+        def __init__(self, factor):
+            super().__init__()
+            self.factor = factor
+
+        def call(self, images):
+            return images * self.factor
+
+    class Shift(Scale):
+        def build(self, shape):
+            self.shift = self.add_weight(shape=(1,))
+
+    model, copy = copied(load, Lambda(lambda images: images * 2), Scale(2), Flatten(), Dense(10, "softmax"))
+    images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
+    np.testing.assert_allclose(copy.predict(images, verbose=0), model.predict(images, verbose=0), atol=0.01)
+    with pytest.raises(UserError, match="get_config") as error:
+        copied(load, Shift(2), Flatten(), Dense(10, "softmax"))
+    assert "train without --fast" in message(str(error.value)) and "Shift" in str(error.value)
+
+    class Own(keras.Model):
+        def train_step(self, *arguments):
+            return super().train_step(*arguments)
+
+    inputs = keras.Input((32, 32, 3))
+    model = Own(inputs, Dense(10, "softmax")(Flatten()(inputs)))
+    model.compile(loss="mse")
+    with pytest.raises(UserError, match="Own is a class of your own"):
+        recipe.fast_copy(model, load, 15, Namespace(epochs=2, batch_size=64))
+
+
+def test_augment_takes_whole_numbers_and_weights(load):
+    """Of uint8 images, too, each is flipped in one of two epochs, and sample weights stay as they are."""
+    import tensorflow as tf
+
+    from support import recipe
+    images = np.random.default_rng(0).integers(0, 256, (100, 32, 32, 3)).astype(np.uint8)
+    flips = []
+    for epoch in 0, 1:
+        changed, labels, weights = recipe.change_images((images, tf.range(100), 2.5), epoch, (1, epoch))
+        assert changed.dtype == tf.uint8 and (labels.numpy() == range(100)).all() and weights == 2.5
+        middle = images[:, 3:-3, 3:-3]
+        flips.append([not any((changed[number, row:row + 26, column:column + 26].numpy() == middle[number]).mean() > 0.8
+                              for row, column in np.ndindex(7, 7)) for number in range(20)])
+    assert all(first != second for first, second in zip(*flips)) and 3 < sum(flips[0]) < 17
+
+
+def test_a_resumed_run_does_not_augment_what_it_skips(load, monkeypatch):
+    import tensorflow as tf
+
+    from support import recipe
+    count = tf.Variable(0)
+    change = recipe.change_images
+
+    def counted(*arguments):
+        count.assign_add(1)
+        return change(*arguments)
+    monkeypatch.setattr(recipe, "change_images", counted)
+    stream = recipe.augment(load(batch_size=50)[0].skip(200), 20, first_epoch=10)
+    next(iter(stream))
+    assert 1 <= count.numpy() < 50
+
+
 def test_measuring_the_precision_takes_bounded_time(monkeypatch):
     from support import machine
     taken = []
