@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import time
+from numbers import Real
 from pathlib import Path
 
 import keras
@@ -22,29 +23,26 @@ class Checkpoint(keras.callbacks.Callback):
 
     def __init__(self, args):
         super().__init__()
-        self.name = args.name
+        self.args = args
         self.options = options.as_logged(args)
         self.path = Path("results", f"{args.name}.checkpoint.npz")
-        self.saved = {"history": [], "time": 0}  # the interrupted run
-        if self.path.exists() and not args.restart:
-            self.read()
-        self.history = self.saved["history"]  # for each finished epoch, a dict of its metrics
+        self.saved = {} if args.restart or not self.path.exists() else self.read()
+        self.history = self.saved.get("history", [])  # for each finished epoch, a dict of its metrics
         self.initial_epoch = len(self.history)
         self.precision = self.saved.get("precision")  # its Keras policy; that of this computer may be another one
         self.fits = 0  # how often fit() has begun; only the first one is saved
         self.finished = False
 
     def read(self):
-        """Read what was saved of the interrupted run, if it has finished an epoch."""
+        """Return what was saved of the interrupted run, a dict; an empty one if no epoch was finished."""
         try:
             with self.path.open("rb") as file, np.load(file) as arrays:  # NumPy would leave a corrupt file open
                 saved = json.loads(str(arrays["run"]))
-                self.values = [arrays[f"arr_{index}"] for index in range(len(arrays.files) - 1)]
+                saved["values"] = [arrays[f"arr_{index}"] for index in range(len(arrays.files) - 1)]
         except Exception as error:  # zipfile, json and NumPy raise many kinds for a corrupt file
             raise messages.UserError(f"{self.path.absolute()} cannot be read ({type(error).__name__}).\n"
                                      "To discard it and begin this run again, add --restart.") from error
-        if saved["history"]:
-            self.saved = saved
+        return saved if saved["history"] else {}
 
     def begin_or_resume(self, model, ds_train, steps_per_epoch, load_data):
         """Put the interrupted run, if there is one, into the compiled model, and cut the logs back to it; otherwise,
@@ -55,26 +53,25 @@ class Checkpoint(keras.callbacks.Callback):
         self.variables = model.variables + model.optimizer.variables
         self.run = {
             "options": self.options,
-            "network": describe(model),
-            "shapes": [list(variable.shape) for variable in self.variables],
-            "data": checksum(load_data, self.options["batch_size"]),
+            "network": describe(model, self.variables),
+            "images": checksum(load_data, self.args.batch_size),
             "precision": model.dtype_policy.name,
             "history": self.history,
         }
-        logdir = Path("logs", self.name)
-        if self.initial_epoch > 0:
+        if self.saved:
             self.compare()
-            for variable, value in zip(self.variables, self.values):
+            for variable, value in zip(self.variables, self.saved.pop("values")):
                 variable.assign(value)
-            print(f"Resuming after epoch {self.initial_epoch} of {self.options['epochs']}")
+            print(f"Resuming after epoch {self.initial_epoch} of {self.args.epochs}")
+        logdir = Path("logs", self.args.name)
         if self.path.exists():
-            files.cut_back(logdir, self.initial_epoch, self.saved["time"])
+            files.cut_back(logdir, self.initial_epoch, self.saved.get("time", 0))
         else:
-            model_file = files.model_file(self.name)
-            files.keep_earlier(self.name, logdir, model_file.with_suffix(".png"), model_file)
-        if self.initial_epoch == 0:
+            model_file = files.model_file(self.args.name)
+            files.keep_earlier(self.args.name, logdir, model_file.with_suffix(".png"), model_file)
+        if not self.saved:
             self.write()
-        elif self.options["seed"] is not None:  # the order of the images is then that of an uninterrupted run
+        elif self.args.seed is not None:  # the order of the images is then that of an uninterrupted run
             ds_train = ds_train.skip(self.initial_epoch * steps_per_epoch)
         return ds_train
 
@@ -88,9 +85,9 @@ class Checkpoint(keras.callbacks.Callback):
             more_or_fewer = key == "epochs" and now["epochs"] >= self.initial_epoch and not now["fast"]
             if before.get(key) != now[key] and not more_or_fewer:
                 other.append(f"{key.replace('_', ' ')} {before.get(key)}, not {now[key]}")
-        if not other and (self.saved["network"] != self.run["network"] or self.saved["shapes"] != self.run["shapes"]):
+        if not other and self.saved["network"] != self.run["network"]:
             other.append("another network, optimizer or loss")
-        if not other and self.saved["data"] != self.run["data"]:
+        if not other and self.saved["images"] != self.run["images"]:
             other.append("other images or labels, or another preprocess_image()")
         if other:
             raise messages.UserError(f"{self.path.absolute()} belongs to an unfinished run with {'; '.join(other)}.\n"
@@ -108,16 +105,17 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         if self.fits == 1:
-            messages.progress["where"] = f"in epoch {epoch + 1} of {self.options['epochs']}"
+            messages.progress["where"] = f"in epoch {epoch + 1} of {self.args.epochs}"
 
     def on_epoch_end(self, epoch, logs=None):
-        self.history.append({key: value for key, value in logs.items() if isinstance(value, float)})  # no array
+        numbers = {key: float(value) for key, value in logs.items() if isinstance(value, Real)}  # and no arrays
+        self.history.append(numbers)
         if self.fits == 1:
             self.write()
 
     def on_train_end(self, logs=None):
         if self.fits == 1:
-            messages.progress["where"] = f"after epoch {len(self.history)} of {self.options['epochs']}"
+            messages.progress["where"] = f"after epoch {len(self.history)} of {self.args.epochs}"
             self.finished = True
 
     def write(self):
@@ -132,10 +130,12 @@ class Checkpoint(keras.callbacks.Callback):
             path.write_bytes(content.getbuffer())
 
 
-def describe(model):
-    """Return the configs of the layers, and what the model was compiled with, as the checkpoint keeps them."""
+def describe(model, variables):
+    """Return the configs of the layers, the shapes of all variables, and what the model was compiled with, as the
+    checkpoint keeps them."""
     layers = [[type(layer).__name__, layer.get_config()] for layer in model.layers]
-    text = json.dumps([layers, model.get_compile_config()], default=lambda value: type(value).__name__)
+    shapes = [list(variable.shape) for variable in variables]
+    text = json.dumps([layers, shapes, model.get_compile_config()], default=lambda value: type(value).__name__)
     return json.loads(text, object_hook=without_names)
 
 

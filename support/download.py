@@ -1,6 +1,5 @@
 """Get the complete data set, or say why that failed. CIFAR-10 comes from the first mirror that has the same bytes.
 Without this, TFDS asks one server, which gives 55 to 85 kB/s (pytorch/vision issue 9536): up to an hour for 162 MiB."""
-import contextlib
 import functools
 import random
 import shutil
@@ -14,12 +13,13 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from support.messages import UserError, cannot_write, one_ctrl_c_is_enough, one_line
+from support.messages import UserError, cannot_write, one_line, progress
 
 mirrors = [
     "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/cifar-10-binary.tar.gz",
     "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com/notebook/datasets/cifar-10-binary.tar.gz",
 ]
+prefix = "incomplete.image-classifier."  # of the folder in which data are downloaded and prepared, up to 400 MB
 archive_sha256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"  # as registered in TFDS
 
 
@@ -40,7 +40,7 @@ def prepare(name):
     except UserError:
         raise
     except Exception as error:  # TensorFlow's, protobuf's, the system's
-        folder = Path(tfds.core.constants.DATA_DIR, name)
+        folder = Path(tfds.core.constants.DATA_DIR, name).absolute()
         if not folder.exists():  # a misspelt name is a mistake in the code
             raise
         raise UserError(f"The data set in {folder} cannot be used: {one_line(error)}.\n"
@@ -58,28 +58,30 @@ def check(split):
 
 
 def download(builder, folder):
-    """Download the data set of the tfds.core.DatasetBuilder and prepare it in `folder`, a Path."""
-    root = Path(builder.data_dir_root)
+    """Download the data set of the tfds.core.DatasetBuilder and prepare it, in a folder of its own in the data folder;
+    then move it to `folder`, a Path."""
+    root = Path(builder.data_dir_root).absolute()
     downloads = root / "downloads"
     state = random.getstate()  # TFDS uses up random numbers; the same seed must give the same model after a download
     try:
         downloads.mkdir(parents=True, exist_ok=True)
+        delete_old(root)
         size = sum(info.size for info in builder.url_infos.values()) / 2**20
         print(f"Getting {builder.name} ({size:.0f} MiB) into {downloads}\n"
               f"and preparing it in {folder}. This happens only once.")
-        with incomplete_folder(root) as incomplete:
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=root, ignore_cleanup_errors=True) as incomplete:
+            progress["incomplete"] = incomplete
             if builder.name == "cifar10":
                 archive = downloads / "manual" / "cifar-10-binary.tar.gz"
-                fetch_archive(archive, incomplete, next(iter(builder.url_infos)))
+                fetch_archive(archive, Path(incomplete), next(iter(builder.url_infos)))
             elif builder.url_infos:
                 requests.head(next(iter(builder.url_infos)), timeout=(10, 30))  # TFDS would try for minutes
-            prepared = incomplete / folder.relative_to(root)
-            config = tfds.download.DownloadConfig(extract_dir=incomplete / "extracted")
-            tfds.builder(builder.name, data_dir=incomplete).download_and_prepare(
-                download_dir=downloads, download_config=config)
+            config = tfds.download.DownloadConfig(extract_dir=Path(incomplete, "extracted"))
+            copy = tfds.builder(builder.name, data_dir=incomplete)
+            copy.download_and_prepare(download_dir=downloads, download_config=config)
             folder.parent.mkdir(parents=True, exist_ok=True)
             if not folder.exists():  # else another process was quicker
-                prepared.rename(folder)
+                Path(copy.data_dir).rename(folder)
     except UserError:
         raise
     except Exception as error:  # TFDS raises many kinds
@@ -88,24 +90,16 @@ def download(builder, folder):
         raise UserError(f"{builder.name} could not be downloaded and prepared: {cause(error)}\n"
                         "Try again later.") from error
     finally:
+        progress.pop("incomplete", None)
         random.setstate(state)
 
 
-@contextlib.contextmanager
-def incomplete_folder(root):
-    """Give `with` a folder of its own in the Path `root`, for what is incomplete, up to 400 MB. It is deleted in the
-    end, after Ctrl-C, too. Those that killed processes have left are deleted if all in them is older than an hour."""
-    prefix = "incomplete.image-classifier."
-    for old in root.glob(prefix + "*"):
-        newest = max(path.stat().st_mtime for path in [old, *old.rglob("*")])
+def delete_old(root):
+    """Delete what processes that were killed have left in the data folder, if all in it is older than an hour."""
+    for left in root.glob(prefix + "*"):
+        newest = max(path.stat().st_mtime for path in [left, *left.rglob("*")])
         if newest < time.time() - 3600:
-            shutil.rmtree(old, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
-    try:
-        with one_ctrl_c_is_enough(clean_up=lambda: shutil.rmtree(folder, ignore_errors=True)):
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def fetch_archive(archive, incomplete, original):

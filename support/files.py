@@ -82,7 +82,7 @@ def keep_earlier(name, *paths):
 def cut_back(logdir, epochs, end):
     """Cut from the logs of an unfinished run, in the folder `logdir`, what it logged after its checkpoint, so that the
     resumed run logs each epoch once: in event files, what is younger than `end`, in seconds since 1970; in epochs.csv,
-    all but this number of `epochs`. A file of which nothing is left is deleted. Raises UserError if that fails."""
+    all but this number of `epochs`. Files may become empty. Raises UserError if that fails."""
     try:
         for path in logdir.rglob("events.out.tfevents.*"):
             size = 0
@@ -91,18 +91,9 @@ def cut_back(logdir, epochs, end):
                     if Event.FromString(record).wall_time > end:
                         break
                     size += len(record) + 16  # with its length and two checksums
-            cut(path, size)
-        table = logdir / "epochs.csv"
-        if table.exists():
-            lines = table.read_bytes().splitlines(keepends=True)
-            cut(table, sum(map(len, lines[:1 + epochs])) if epochs else 0)  # the first line has the names
+            os.truncate(path, size)
+        for path in logdir.glob("epochs.csv"):
+            lines = path.read_bytes().splitlines(keepends=True)[:1 + epochs]  # the first one has the names
+            os.truncate(path, len(b"".join(lines)) if epochs else 0)
     except OSError as error:  # on Windows, while TensorBoard shows it
         raise UserError(cannot_write(error.filename, error)) from error
-
-
-def cut(path, size):
-    """Leave the first bytes of a file, this many; delete it if these are none."""
-    if size:
-        os.truncate(path, size)
-    else:
-        path.unlink()

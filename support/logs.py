@@ -35,7 +35,7 @@ class Details(keras.callbacks.CSVLogger):
             tf.summary.graph(forward_pass.graph)
         options = {**self.checkpoint.options, "precision": model.dtype_policy.name}
         options["seed"] = str(options["seed"])  # else numbers and "None" would be in one column
-        row = f"{self.checkpoint.name} {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        row = f"{self.checkpoint.args.name} {time.strftime('%Y-%m-%d %H:%M:%S')}"
         with tf.summary.create_file_writer(str(self.logdir / "validation")).as_default():  # next to what is compared
             hparams.hparams(options, trial_id=row)
 
@@ -52,7 +52,7 @@ class Details(keras.callbacks.CSVLogger):
     def on_train_end(self, logs=None):
         super().on_train_end(logs)
         try:
-            plot_curves(self.checkpoint.history, files.model_file(self.checkpoint.name).with_suffix(".png"))
+            plot_curves(self.checkpoint.history, files.model_file(self.checkpoint.args.name).with_suffix(".png"))
         except Exception as error:  # whatever it is, the model is still to be saved
             print(f"The curves could not be drawn: {one_line(error)}")
 

@@ -1,17 +1,17 @@
 """An error that the user can cause ends in a few lines and an exit code: 1 for a failure, 2 for a bad command line, 130
 for Ctrl-C. Without this, a failed download or Ctrl-C ends in a traceback. A mistake in the code keeps its traceback."""
-import contextlib
 import errno
 import functools
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-progress = {}  # "where": how far the training is, in words; the checkpoint fills it in
+progress = {}  # "where": how far the training is, in words; "incomplete": the folder in which data are prepared
 
 
 class UserError(Exception):
@@ -66,27 +66,14 @@ def handle_ctrl_c():
 
 def first_ctrl_c(number, frame):
     signal.signal(signal.SIGINT, second_ctrl_c)
+    if "incomplete" in progress:  # TFDS is at work, which may lose a KeyboardInterrupt, and then waits for ever
+        shutil.rmtree(progress["incomplete"], ignore_errors=True)
+        stop()
     raise KeyboardInterrupt
 
 
 def second_ctrl_c(number, frame):
     stop()
-
-
-@contextlib.contextmanager
-def one_ctrl_c_is_enough(clean_up):
-    """While the `with` lasts, let the first Ctrl-C call clean_up() and end the process: for a library that may lose a
-    KeyboardInterrupt, and then waits for ever. In somebody's process, nothing changes."""
-    def end(number, frame):
-        signal.signal(signal.SIGINT, second_ctrl_c)
-        clean_up()
-        stop()
-    ours = signal.getsignal(signal.SIGINT) is first_ctrl_c
-    if ours:
-        signal.signal(signal.SIGINT, end)
-    yield
-    if ours:
-        signal.signal(signal.SIGINT, first_ctrl_c)
 
 
 def print_unless_lost(unraisable, print_error=sys.__unraisablehook__):  # when Python ends, `sys` is already gone
@@ -112,14 +99,14 @@ def stop():
 def print_stopped():
     """Print how far the training was when Ctrl-C came, and how to go on."""
     where = ""
-    if progress:
+    if "where" in progress:
         where = f" {progress['where']}; to resume, {again()}"
     print(f"\nStopped{where}.", file=sys.stderr, flush=True)
 
 
 def again():
     """Return how to go on: with --restart, the same command would discard what is finished."""
-    if progress and "--restart" in sys.argv:
+    if "where" in progress and "--restart" in sys.argv:
         return "run the same command again without --restart"
     return "run the same command again"
 

@@ -81,25 +81,20 @@ def describe_training(model, settings):
         loss = describe(model.loss)
         kind = loss["class_name"]
     metrics = settings["metrics"] or []
-    weighted = settings["weighted_metrics"]
+    weighted = settings["weighted_metrics"] or []
     if kind in ("sparse_categorical_crossentropy", "SparseCategoricalCrossentropy"):
-        metrics = [known_metric(metric) for metric in metrics]
-        weighted = weighted and [known_metric(metric) for metric in weighted]
+        # by "accuracy" in a file, Keras 2 understands another metric
+        accuracy = {"class_name": "SparseCategoricalAccuracy", "config": {"name": "accuracy"}}
+        metrics = [accuracy if metric == "accuracy" else metric for metric in metrics]
+        weighted = [accuracy if metric == "accuracy" else metric for metric in weighted]
     return {
         "loss": loss,
         "metrics": metrics,
         "optimizer_config": describe(model.optimizer),
         "loss_weights": settings["loss_weights"],  # TensorFlow 2.0 asks for these three
-        "weighted_metrics": weighted,
+        "weighted_metrics": weighted or None,
         "sample_weight_mode": None,
     }
-
-
-def known_metric(metric):
-    """Return the description of a metric as both know it: by "accuracy" in a file, Keras 2 understands another one."""
-    if metric == "accuracy":
-        return {"class_name": "SparseCategoricalAccuracy", "config": {"name": "accuracy"}}
-    return metric
 
 
 def describe(part):

@@ -1,6 +1,5 @@
 """--fast and --augment: the same network learns faster, and more.
 Without this, the tutorial's accuracy takes 16 to 30 epochs, and 90 % is out of reach."""
-import math
 import random
 
 import keras
@@ -134,26 +133,19 @@ def make_orthogonal(layers):
 
 
 def whiten_first_layer(model, ds_train, new):
-    """Let the first layer whiten (https://arxiv.org/abs/2404.00498), if it is one of the `new` layers and can do it.
+    """Let the first layer whiten (https://arxiv.org/abs/2404.00498), if it is one of the `new` ones and can do it.
     Return what to say of it."""
     first = next(layer for layer in inner_layers(model) if layer.weights)
     if not isinstance(first, Conv2D) or first.groups > 1 or first not in model.layers:
         return " (but no whitening: the first layer with weights is no ordinary convolution, or in an inner network)"
     values = first.kernel.shape[2] * first.kernel_size[0] * first.kernel_size[1]
-    if first.filters > 2 * values:
-        return f" (but no whitening: the first layer has more than {2 * values} filters)"
-    if first not in new:
-        return " (but no whitening: the first layer is frozen or trained already)"
-    before = keras.Model(model.inputs, first.input)  # layers such as Rescaling
-    parts = []
-    pixels = 0
-    for batch in ds_train:  # one after the other, since they may become larger, and need much memory
-        parts.append(before(batch[0]))
-        pixels += math.prod(parts[-1].shape[:3])
-        if pixels > 500_000:
-            break
-    count = 1 + 500_000 // math.prod(parts[0].shape[1:3])  # 489 images of 32x32 pixels
-    kernel, bias = whitening(tf.concat(parts, axis=0)[:count], first.kernel_size, first.filters)
+    if first.filters > 2 * values or first not in new:
+        return f" (but no whitening: the first layer is frozen, trained already, or has more than {2 * values} filters)"
+    before = keras.Model(model.inputs, first.input)  # layers such as Rescaling and Resizing
+    height, width = before.compute_output_shape(ds_train.element_spec[0].shape)[1:3]
+    count = 1 + 500_000 // (height * width)  # 489 images of 32x32 pixels
+    images = before(next(iter(ds_train.unbatch().batch(count)))[0])
+    kernel, bias = whitening(images, first.kernel_size, first.filters)
     first.kernel.assign(kernel)
     if first.use_bias:
         first.bias.assign(bias)

@@ -178,6 +178,7 @@ def test_another_data_set_without_a_network(tmp_path):
     assert "mnist could not be downloaded and prepared: no connection" in message(err) and "Getting mnist" in out
 
 
+@rare
 def test_the_network_of_a_company(server, archive, tmp_path):
     """A proxy that wants a password, and one that has a certificate of its own."""
     import requests

@@ -55,9 +55,9 @@ edits = {  # key: an edit; values: the changes, and what --fast says that it lea
                        ('padding="same"),\n', 'padding="same", use_bias=False),\n        BatchNormalization(),\n'),
                        ("Conv2D(128, (3, 3)", "SeparableConv2D(128, (3, 3)")], ""),
     "more filters": ([("Conv2D(128", "Conv2D(64"), ("Conv2D(64", "Conv2D(96"), ("Conv2D(32", "Conv2D(64")],
-                     "no whitening: the first layer has more than 54 filters"),
+                     "or has more than 54 filters"),
     "separable first": ([imported("SeparableConv2D"), ("Conv2D(32", "SeparableConv2D(32")],
-                        "no whitening: the first layer with weights is not an ordinary convolution"),
+                        "no whitening: the first layer with weights is no ordinary convolution"),
     "no softmax, other dials": ([
                     ("\nbatch_size = 64\n", "\nbatch_size = 32\n"), ("\nepochs = 30\n", "\nepochs = 2\n"),
                     ('Dense(num_classes, activation="softmax")', "Dense(num_classes)"),

@@ -13,6 +13,7 @@ from conftest import (
     name,
     options,
     posix,
+    rare,
     run,
     run_after,
     same_as_undisturbed,
@@ -79,6 +80,7 @@ def test_what_a_kill_left_is_deleted_when_it_is_old(tmp_path):
 
 
 @posix
+@rare
 def test_disk_full(half, undisturbed, tiny):
     """A limit on the size of files stands for the disk: a checkpoint has 28.8 MB, what Keras first writes 29.7."""
     for limit in 5_000_000, 29_000_000:
@@ -114,6 +116,7 @@ def loads(path):
     return keras.models.load_model(path, compile=False).count_params() == 2395434
 
 
+@rare
 def test_two_trainings_of_one_name(tmp_path, tiny):
     """The last one's model stays, and it is whole."""
     first = start("train.py", "--epochs", 6, cwd=tmp_path, data=tiny)

@@ -22,6 +22,7 @@ from conftest import (
     name,
     options,
     posix,
+    rare,
     reader,
     run,
     size_and_colours,
@@ -177,6 +178,7 @@ killer = """
 
 
 @posix
+@rare
 def test_a_run_that_is_killed_before_its_checkpoint_and_after_its_logs(tmp_path, tiny, undisturbed):
     train = edited(tmp_path, ("    callbacks += [checkpoint]", killer))
     assert start(train, *options, cwd=tmp_path, data=tiny).wait() and (tmp_path / "killed").exists()
@@ -234,6 +236,7 @@ added_options = """    parser.add_argument("--lr", type=float)
     args = parser.parse_args("""
 
 
+@rare
 def test_options_and_a_log_folder_of_ones_own(tmp_path, tiny):
     """None, a list and a Path are logged as text; the folder is a str, with the date, as other tutorials have it."""
     train = edited(tmp_path, smaller, ("    args = parser.parse_args(", added_options),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from conftest import environment, message, root, run, run_after
+from conftest import environment, message, rare, root, run, run_after
 
 
 @pytest.mark.parametrize("arguments", [
@@ -55,6 +55,7 @@ def test_the_options_of_a_notebooks_kernel_are_not_ours(launcher, monkeypatch):
     assert train.parse_args().epochs == 30 and test.parse_args().image is None
 
 
+@rare
 @pytest.mark.skipif(os.name != "posix", reason="the commands are for a POSIX shell")
 def test_printed_commands_can_be_pasted(tmp_path, tiny):
     """In a folder with a space in its name, too."""
