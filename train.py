@@ -128,10 +128,10 @@ def main():
     if not model.built:  # it has no Input(...)
         model.build((None, *ds_train.element_spec[0].shape[1:]))
     original = model
-    if args.fast:  # a copy is trained, with another optimizer and more
+    if args.fast:  # a copy is trained, with another optimizer and more; both get other initial values
         model = recipe.fast_copy(original, load_data, steps_per_epoch, args, checkpoint.precision)
 
-    # begin, or resume an interrupted run
+    # begin, or resume an interrupted run; an earlier run with this name is renamed
     ds_train = checkpoint.begin_or_resume(model, ds_train, steps_per_epoch, load_data)
     if args.augment:
         ds_train = recipe.augment(ds_train, steps_per_epoch, checkpoint.initial_epoch)

@@ -53,7 +53,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.variables = model.variables + model.optimizer.variables
         self.run = {
             "options": self.options,
-            "network": describe(model, self.variables),
+            "network": fingerprint(model, self.variables),
             "images": checksum(load_data, self.args.batch_size),
             "precision": model.dtype_policy.name,
             "history": self.history,
@@ -63,15 +63,12 @@ class Checkpoint(keras.callbacks.Callback):
             for variable, value in zip(self.variables, self.saved.pop("values")):
                 variable.assign(value)
             print(f"Resuming after epoch {self.initial_epoch} of {self.args.epochs}")
-        logdir = Path("logs", self.args.name)
-        if self.path.exists():
-            files.cut_back(logdir, self.initial_epoch, self.saved.get("time", 0))
-        else:
-            model_file = files.model_file(self.args.name)
-            files.keep_earlier(self.args.name, logdir, model_file.with_suffix(".png"), model_file)
+        if not self.path.exists():
+            files.keep_earlier(self.args.name)
         if not self.saved:
             self.write()
-        elif self.args.seed is not None:  # the order of the images is then that of an uninterrupted run
+        files.cut_back(Path("logs", self.args.name), self.initial_epoch, self.saved.get("time", 0))
+        if self.saved and self.args.seed is not None:  # the order of the images is then that of an uninterrupted run
             ds_train = ds_train.skip(self.initial_epoch * steps_per_epoch)
         return ds_train
 
@@ -108,7 +105,7 @@ class Checkpoint(keras.callbacks.Callback):
             messages.progress["where"] = f"in epoch {epoch + 1} of {self.args.epochs}"
 
     def on_epoch_end(self, epoch, logs=None):
-        numbers = {key: float(value) for key, value in logs.items() if isinstance(value, Real)}  # and no arrays
+        numbers = {key: float(value) for key, value in logs.items() if isinstance(value, Real)}  # no arrays
         self.history.append(numbers)
         if self.fits == 1:
             self.write()
@@ -130,7 +127,7 @@ class Checkpoint(keras.callbacks.Callback):
             path.write_bytes(content.getbuffer())
 
 
-def describe(model, variables):
+def fingerprint(model, variables):
     """Return the configs of the layers, the shapes of all variables, and what the model was compiled with, as the
     checkpoint keeps them."""
     layers = [[type(layer).__name__, layer.get_config()] for layer in model.layers]
@@ -141,7 +138,7 @@ def describe(model, variables):
 
 def without_names(config):
     """Return a config without what differs between processes (Keras numbers the names) or computers."""
-    if list(config) == ["name"]:  # that of a precision
+    if list(config) == ["name"]:  # the name of a precision
         return config
     return {key: value for key, value in config.items() if key not in ("name", "jit_compile")}
 

@@ -29,6 +29,8 @@ def saving(model, path):
         yield hidden
         if h5py.is_hdf5(hidden):
             rewrite(model, hidden)
+    if not path.exists():  # a learner's own line has saved the model somewhere else
+        return
     curves = path.with_suffix(".png")
     and_curves = f", and its curves are in {curves}" if curves.exists() else ""
     print(f"The model is in {path}{and_curves}\n"

@@ -41,14 +41,17 @@ def dropout_rates(rates, epochs):
 
 
 def fast_copy(model, load_data, steps_per_epoch, args, precision=None):
-    """Return a copy of the compiled model, for the training: with another precision, dropout, optimizer and loss. Both
-    get other initial values. Say what all these are.
+    """Give the compiled model other initial values, and return a copy of it for the training, with another precision,
+    dropout, optimizer and loss. Print what these are.
     `load_data` is that of train.py, `args` has the options of the command line; `precision` is the Keras policy of the
     run that is resumed. Raises UserError if the model cannot be copied."""
+    if not type(model).__module__.startswith("keras."):
+        raise UserError(f"--fast trains a copy of the network, but cannot copy your class {type(model).__name__}.\n"
+                        "Make it a Sequential(...) or keras.Model(inputs, outputs), or train without --fast.")
     epochs = args.epochs
     layers = inner_layers(model)
-    kernels = [layer for layer in layers if isinstance(layer, (Conv2D, Dense))][:-1]  # the last one stays as it is
-    new = [layer for layer in kernels if is_new(layer)]
+    with_kernels = [layer for layer in layers if isinstance(layer, (Conv2D, Dense))][:-1]  # the last one stays as it is
+    new = [layer for layer in with_kernels if is_new(layer)]
     make_orthogonal(new)
     ds_train = load_data(args.batch_size)[0]  # once more, since to read from a stream changes its order
     whitened = whiten_first_layer(model, ds_train, new)
@@ -71,8 +74,8 @@ def fast_copy(model, load_data, steps_per_epoch, args, precision=None):
     length = "1 epoch" if epochs == 1 else f"{epochs} epochs"
     amount = "less" if any(rates) else "no"
     labels = "smoothed labels" if loss else "the network's own loss"
-    old = len(kernels) - len(new)
-    but = f" (but not for {old} of {len(kernels)} layers: frozen or trained already)" if old else ""
+    old = len(with_kernels) - len(new)
+    but = f" (but not for {old} of {len(with_kernels)} layers: frozen, or not new)" if old else ""
     print(f"Fast recipe: {length} in {precision}, {amount} dropout, {labels},\n"
           f"orthogonal initial values{but}{whitened}; Muon for the convolutions, Adam for the rest;\n"
           f"learning rates rise to {scale * muon_peak:.2g} and {scale * adam_peak:.2g}, then fall to 0")
@@ -104,23 +107,20 @@ def copy_network(model, precision, rates, last):
                 raise
             return layer  # such as a Lambda: it can be in both networks
 
+    network = keras.Model(model.inputs, model.outputs)  # the same layers; clone_model would copy the loss, too
     try:
-        network = keras.Model(model.inputs, model.outputs)  # the same layers; clone_model would copy the loss, too
-        if type(model) not in (keras.Sequential, type(network)):
-            raise TypeError(f"{type(model).__name__} is a class of your own")
         copy = keras.models.clone_model(network, clone_function=copy_layer, recursive=True)
     except Exception as error:  # Keras, or a class of the learner's own, raises many kinds
         raise UserError(f"--fast trains a copy of the network, but Keras cannot copy it: {one_line(error)}\n"
-                        "A layer of your own needs **kwargs in __init__, and all its arguments in get_config();\n"
-                        "the network must be Sequential(...) or keras.Model(inputs, outputs). Or train without --fast."
-                        ) from error
+                        "A layer of your own needs **kwargs in __init__, and all its arguments in get_config().\n"
+                        "Or train without --fast.") from error
     copy.dtype_policy = precision
     copy.set_weights(model.get_weights())
     return copy
 
 
 def is_new(layer):
-    """Return whether the kernel of a layer will be trained, and is still as its initializer made it."""
+    """Return whether the kernel of a layer is to be trained, and is still as its initializer has made it."""
     kernel = layer.kernel
     made = layer.kernel_initializer(kernel.shape, kernel.dtype)  # an initializer makes the same values again
     return kernel.trainable and np.array_equal(kernel, made)
@@ -134,13 +134,14 @@ def make_orthogonal(layers):
 
 def whiten_first_layer(model, ds_train, new):
     """Let the first layer whiten (https://arxiv.org/abs/2404.00498), if it is one of the `new` ones and can do it.
-    Return what to say of it."""
+    Return what to print of it."""
     first = next(layer for layer in inner_layers(model) if layer.weights)
-    if not isinstance(first, Conv2D) or first.groups > 1 or first not in model.layers:
+    ordinary = isinstance(first, Conv2D) and first.groups == 1 and first.dilation_rate == (1, 1)
+    if not ordinary or first not in model.layers:
         return " (but no whitening: the first layer with weights is no ordinary convolution, or in an inner network)"
     values = first.kernel.shape[2] * first.kernel_size[0] * first.kernel_size[1]
     if first.filters > 2 * values or first not in new:
-        return f" (but no whitening: the first layer is frozen, trained already, or has more than {2 * values} filters)"
+        return f" (but no whitening: the first layer is frozen, not new, or has more than {2 * values} filters)"
     before = keras.Model(model.inputs, first.input)  # layers such as Rescaling and Resizing
     height, width = before.compute_output_shape(ds_train.element_spec[0].shape)[1:3]
     count = 1 + 500_000 // (height * width)  # 489 images of 32x32 pixels
@@ -173,6 +174,8 @@ def smoothed_loss(model):
     if type(model.loss) is not keras.losses.SparseCategoricalCrossentropy and model.loss not in known:
         return None
     if len(model.output_shape) != 2 or model.output_shape[-1] == 1:
+        return None
+    if getattr(model.loss, "ignore_class", None) is not None:
         return None
     from_logits = getattr(model.loss, "from_logits", False)  # whether the outputs are scores, not probabilities
 

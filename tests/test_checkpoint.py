@@ -1,4 +1,5 @@
 """However a run is cut short, the same command finishes it as if nothing had happened."""
+import json
 import random
 import re
 import shutil
@@ -178,6 +179,19 @@ def test_other_images_are_no_continuation(half, monkeypatch, load_data):
     assert resume(half, monkeypatch, model, load_data) >= 2
 
 
+def test_figures_that_are_no_numbers_are_not_in_the_history(half, monkeypatch, load_data):
+    """Such as an array with one for each class, from a learner's own callback."""
+    import train
+    from support.checkpoint import Checkpoint
+    monkeypatch.chdir(half)
+    callback = Checkpoint(Namespace(fast=False, epochs=4, batch_size=20, seed=1, name="a", restart=False))
+    callback.begin_or_resume(train.create_model((32, 32, 3)), None, 3, load_data)
+    callback.on_train_begin()
+    callback.on_epoch_end(0, {"loss": 1.5, "f1": np.zeros(3), "rate": np.float32(0.5), "note": "good"})
+    with np.load("results/a.checkpoint.npz") as saved:
+        assert json.loads(str(saved["run"]))["history"] == [{"loss": 1.5, "rate": 0.5}]
+
+
 def test_random_changes_of_the_images_are_no_other_images(load_data):
     import tensorflow as tf
 
@@ -192,13 +206,13 @@ def test_the_same_network_has_the_same_description():
     """In one process, Keras gives the layers other names each time, those inside others, too."""
     import keras
 
-    from support.checkpoint import describe
+    from support.checkpoint import fingerprint
     texts = []
     for rate in 0.1, 0.1, 0.2:
         inner = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Conv2D(4, 3), keras.layers.Dropout(rate)])
         model = keras.Sequential([keras.Input((32, 32, 3)), inner, keras.layers.Flatten(), keras.layers.Dense(10)])
         model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-        texts.append(describe(model, model.variables))
+        texts.append(fingerprint(model, model.variables))
     assert texts[0] == texts[1] != texts[2]
 
 

@@ -217,17 +217,15 @@ def test_a_second_fit_begins_after_the_first_one(tmp_path, tiny):
     assert steps == [0, 1, 0, 1], "as Keras numbers them"
 
 
-def test_a_run_without_tensorboard_and_with_an_array_among_its_figures(tmp_path, tiny):
-    """As Keras' F1Score for each class makes it."""
-    array = "keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(f1=tf.range(10).numpy()))"
-    train = edited(tmp_path, smaller, ("    callbacks = [tensorboard]", f"    callbacks = [{array}]"))
+def test_a_run_without_tensorboard_is_resumed(tmp_path, tiny):
+    train = edited(tmp_path, smaller, ("    callbacks = [tensorboard]", "    callbacks = []"))
     script = start(train, *options, cwd=tmp_path, data=tiny)
     wait_for_output(script, "Epoch 3/4")
     script.kill()
     out, err = run(train, *options, cwd=tmp_path, data=tiny)
     assert "Resuming after epoch" in out and "could not" not in out and err == ""
     rows = list(csv.DictReader((tmp_path / "logs" / name / "epochs.csv").open()))
-    assert [row["epoch"] for row in rows] == ["0", "1", "2", "3"] and "7, 8, 9" in rows[0]["f1"]
+    assert [row["epoch"] for row in rows] == ["0", "1", "2", "3"]
 
 
 added_options = """    parser.add_argument("--lr", type=float)

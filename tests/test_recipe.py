@@ -196,8 +196,8 @@ def test_what_is_trained_already_or_frozen_keeps_its_values(load, capsys):
     model, copy = copied(load, *base.layers[:-1], Dense(10, activation="softmax"))
     assert all(np.array_equal(a, b) for a, b in zip(kernels(base)[:-1], kernels(copy)[:-1]))
     said = capsys.readouterr().out
-    assert "but not for 7 of 7 layers: frozen or trained already" in said
-    assert "no whitening: the first layer is frozen, trained already, or has" in said
+    assert "but not for 7 of 7 layers: frozen, or not new" in said
+    assert "no whitening: the first layer is frozen, not new, or has" in said
     frozen, free = Conv2D(8, 3, trainable=False), Conv2D(8, 3)
     model, copy = copied(load, frozen, free, Flatten(), Dense(10, activation="softmax"))
     assert np.array_equal(kernels(copy)[0], frozen.kernel_initializer(frozen.kernel.shape, "float32"))
@@ -207,12 +207,14 @@ def test_what_is_trained_already_or_frozen_keeps_its_values(load, capsys):
 
 
 def test_another_loss_stays(load, capsys):
+    import keras
     from keras.layers import Dense, Flatten
 
     def own(labels, outputs):
         return outputs[..., 0]
-    for loss, last in ("binary_crossentropy", Dense(1, "sigmoid")), (own, Dense(10)), ("mse", Dense(10)), \
-            ("sparse_categorical_crossentropy", Dense(1, "softmax")):
+    ignoring = keras.losses.SparseCategoricalCrossentropy(ignore_class=3)
+    for loss, last in ("binary_crossentropy", Dense(1, "sigmoid")), (own, Dense(10)), \
+            (ignoring, Dense(10, "softmax")), ("sparse_categorical_crossentropy", Dense(1, "softmax")):
         model, copy = copied(load, Flatten(), Dense(8), last, loss=loss)
         assert copy.loss is model.loss
         assert "no dropout, the network's own loss,\n" in capsys.readouterr().out
@@ -295,7 +297,7 @@ def test_layers_of_ones_own_in_the_copy(load):
     inputs = keras.Input((32, 32, 3))
     model = Own(inputs, Dense(10, "softmax")(Flatten()(inputs)))
     model.compile(loss="mse")
-    with pytest.raises(UserError, match="Own is a class of your own"):
+    with pytest.raises(UserError, match="cannot copy your class Own"):
         recipe.fast_copy(model, load, 15, Namespace(epochs=2, batch_size=64))
 
 
