@@ -66,7 +66,8 @@ def keep_earlier(name):
     """Rename what an earlier run with this name has left, its logs, curves and model: they get the date."""
     date = time.strftime("-%Y%m%d-%H%M%S")
     kept = []
-    for path in Path("logs", name), *(Path("results", name + suffix) for suffix in (".png", ".h5", ".keras")):
+    results = [Path("results", name + suffix) for suffix in (".png", ".h5", ".keras")]
+    for path in [Path("logs", name), *results]:
         if not path.is_file() and not any(path.glob("*")):  # it is missing, or an empty folder
             continue
         dated = path.with_name(name + date + path.name.removeprefix(name))
