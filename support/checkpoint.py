@@ -3,8 +3,8 @@ Without this, Ctrl-C, a crash or a reboot in the last epoch costs the whole run.
 import hashlib
 import io
 import json
+import re
 import time
-from numbers import Real
 from pathlib import Path
 
 import keras
@@ -105,8 +105,7 @@ class Checkpoint(keras.callbacks.Callback):
             messages.progress["where"] = f"in epoch {epoch + 1} of {self.args.epochs}"
 
     def on_epoch_end(self, epoch, logs=None):
-        numbers = {key: float(value) for key, value in logs.items() if isinstance(value, Real)}  # no arrays
-        self.history.append(numbers)
+        self.history.append(options.numbers(logs))
         if self.fits == 1:
             self.write()
 
@@ -128,19 +127,18 @@ class Checkpoint(keras.callbacks.Callback):
 
 
 def fingerprint(model, variables):
-    """Return the configs of the layers, the shapes of all variables, and what the model was compiled with, as the
-    checkpoint keeps them."""
-    layers = [[type(layer).__name__, layer.get_config()] for layer in model.layers]
+    """Return a text that describes the layers and how they are connected, the shapes of all variables, and what the
+    model was compiled with. Keras' names, which are others in each process, are replaced by their place in the text."""
+    configs = [model.get_config(), *(layer.get_config() for layer in model.layers)]
     shapes = [list(variable.shape) for variable in variables]
-    text = json.dumps([layers, shapes, model.get_compile_config()], default=lambda value: type(value).__name__)
-    return json.loads(text, object_hook=without_names)
+    compiled = {**model.get_compile_config(), "jit_compile": None}  # Keras chooses it on each computer
+    text = json.dumps([configs, shapes, compiled], default=lambda value: type(value).__name__)
+    places = {}
 
-
-def without_names(config):
-    """Return a config without what differs between processes (Keras numbers the names) or computers."""
-    if list(config) == ["name"]:  # the name of a precision
-        return config
-    return {key: value for key, value in config.items() if key not in ("name", "jit_compile")}
+    def place(match):
+        return str(places.setdefault(match[0], len(places)))
+    # after "name": (without a comma, it is that of a precision), and in connections, such as ["conv2d", 0, 0]
+    return re.sub(r'(?<="name": )"[^"]+"(?=,)|(?<=\[)"[^"]+"(?=, \d+, \d+\])', place, text)
 
 
 def checksum(load_data, batch_size):

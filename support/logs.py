@@ -11,6 +11,7 @@ from tensorboard.plugins.hparams import api as hparams
 
 from support import files
 from support.messages import one_line
+from support.options import numbers
 
 
 class Details(keras.callbacks.CSVLogger):
@@ -45,7 +46,7 @@ class Details(keras.callbacks.CSVLogger):
         self.tensorboard._global_train_batch = int(self.model.optimizer.iterations)
 
     def on_epoch_end(self, epoch, logs=None):
-        super().on_epoch_end(epoch, logs)
+        super().on_epoch_end(epoch, numbers(logs))  # an array would take several lines
         for writer in self.tensorboard._writers.values():
             writer.flush()  # else a kill may lose what Keras has logged of an epoch that the checkpoint has
 

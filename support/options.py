@@ -1,8 +1,9 @@
-"""What the options of the command line may be, and how they are logged.
+"""What the options of the command line may be, and what can be logged.
 Without this, a name that is no file's name fails after the training, and a wrong number in TensorFlow."""
 import argparse
 import re
 import sys
+from numbers import Real
 from pathlib import Path
 
 
@@ -40,3 +41,8 @@ def as_logged(args):
     Path, or a value of another such kind, as text."""
     kept = {key: value for key, value in vars(args).items() if key not in ("name", "restart")}
     return {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in kept.items()}
+
+
+def numbers(logs):
+    """Return the metrics of an epoch that are numbers, a dict; a learner's own may be arrays or texts."""
+    return {key: float(value) for key, value in logs.items() if isinstance(value, Real)}

@@ -76,8 +76,11 @@ def fast_copy(model, load_data, steps_per_epoch, args, precision=None):
     labels = "smoothed labels" if loss else "the network's own loss"
     old = len(with_kernels) - len(new)
     but = f" (but not for {old} of {len(with_kernels)} layers: frozen, or not new)" if old else ""
+    initial = "orthogonal initial values" if new else "no other initial values"
+    convolutions = any(is_convolution(variable) for variable in copy.trainable_variables)
+    optimizers = "Muon for the convolutions, Adam for the rest" if convolutions else "Adam"
     print(f"Fast recipe: {length} in {precision}, {amount} dropout, {labels},\n"
-          f"orthogonal initial values{but}{whitened}; Muon for the convolutions, Adam for the rest;\n"
+          f"{initial}{but}{whitened}; {optimizers};\n"
           f"learning rates rise to {scale * muon_peak:.2g} and {scale * adam_peak:.2g}, then fall to 0")
     return copy
 
@@ -200,6 +203,11 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
         return self.peak * tf.minimum(done / self.warm_up, (1 - done) / (1 - self.warm_up))
 
 
+def is_convolution(variable):
+    """Return whether a variable is the kernel of a convolution. A depthwise one does not count: it has no matrix."""
+    return len(variable.shape) == 4 and variable.shape[-1] > 1
+
+
 class Muon(keras.optimizers.Adam):
     """Muon (https://kellerjordan.github.io/posts/muon/) for convolutions, which Keras' own does not support, and Adam.
     Muon makes the singular values of each update about equal, so that a kernel learns in all directions at once."""
@@ -210,7 +218,7 @@ class Muon(keras.optimizers.Adam):
         super().build(variables)
         self.muon_momentums = {}
         for variable in variables:
-            if len(variable.shape) == 4 and variable.shape[-1] > 1:  # a depthwise kernel has no matrix
+            if is_convolution(variable):
                 self.muon_momentums[variable.value.ref()] = self.add_variable_from_reference(variable, "muon_momentum")
 
     def update_step(self, gradient, variable, learning_rate):

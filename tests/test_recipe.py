@@ -204,6 +204,9 @@ def test_what_is_trained_already_or_frozen_keeps_its_values(load, capsys):
     assert np.linalg.svd(kernels(copy)[1].reshape(-1, 8))[1] == pytest.approx(0.4 * np.ones(8), rel=1e-3)
     assert [layer.trainable for layer in copy.layers if layer.weights] == [False, True, True]
     assert "but not for 1 of 2 layers" in capsys.readouterr().out
+    copied(load, Flatten(), Dense(8, trainable=False), Dense(10, activation="softmax"))
+    said = capsys.readouterr().out
+    assert "no other initial values (but not for 1 of 1 layers: " in said and "; Adam;" in said
 
 
 def test_another_loss_stays(load, capsys):
