@@ -144,9 +144,10 @@ def fingerprint(model, variables):
 def checksum(load_data, batch_size):
     """Return a checksum of the first test batch, as the model gets it; None if it differs each time, since
     preprocess_image() makes random changes."""
+    ds_test = load_data(batch_size)[1]  # a new one: if it is not read to the end, its cache may lack the rest
+    iterators = iter(ds_test), iter(ds_test)
     found = set()
-    for _ in range(2):
-        ds_test = load_data(batch_size)[1]  # a new one: if it is not read to the end, its cache may lack the rest
-        arrays = [np.asarray(part) for part in tf.nest.flatten(next(iter(ds_test)))]
+    for iterator in iterators:
+        arrays = [np.asarray(part) for part in tf.nest.flatten(next(iterator))]
         found.add(hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest())
     return found.pop() if len(found) == 1 else None

@@ -204,7 +204,7 @@ def test_random_changes_of_the_images_are_no_other_images(load_data):
 
 def test_the_same_network_has_the_same_description():
     """In one process, Keras gives the layers other names each time, those inside others, too. The same layers, connected
-    in another way, are another network."""
+    otherwise, are another network."""
     import keras
 
     from support.checkpoint import fingerprint

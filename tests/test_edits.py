@@ -84,7 +84,7 @@ def run_twice(script, *arguments, folder, data):
     return start(program, cwd=folder, data=data, fast=True)
 
 
-often = ["normalization", "two branches", "no input layer"]
+often = ["normalization", "two branches"]
 
 
 @pytest.mark.parametrize("edit", [edit if edit in often else pytest.param(edit, marks=rare) for edit in edits])
@@ -95,7 +95,7 @@ def test_edited_networks_and_dials_take_fast_resume_and_are_tested(edit, tmp_pat
     edited(tmp_path, *changes)
     options = ["--seed", "1"] if "dials" in edit else ["--epochs", "2", "--seed", "1"]
     script = run_twice("train", ["--epochs", "1", "--fast", "--name", "fast"], options, folder=tmp_path, data=tiny)
-    assert wait_for(tmp_path / checkpoint, script, size=100_000), script.output()
+    assert wait_for(tmp_path / checkpoint, script, size=1_000_000), script.output()
     out, err = map(plain, script.kill())
     assert "Fast recipe" in out and left_out in out
     assert "whitening first layer" in out or left_out
@@ -191,12 +191,12 @@ def test_another_data_set(cifar100, tmp_path):
 
 
 @pytest.mark.parametrize("change, reason", [
-    (("num_classes = 10\n", "num_classes = 5\n"), "label value"),
+    pytest.param(("num_classes = 10\n", "num_classes = 5\n"), "label value", marks=rare),
     (('"sparse_categorical_crossentropy"', '"categorical_crossentropy"'), "shape"),
     (("    # construct the model\n", "    open('missing')\n"), "FileNotFoundError"),
-    (('split="test"', 'split="tset"'), "tset"),
+    pytest.param(('split="test"', 'split="tset"'), "tset", marks=rare),
     (('dataset = "cifar10"', 'dataset = "cifar11"'), "cifar11"),
-    (('dataset = "cifar10"', 'dataset = "cifar-10"'), "cifar-10"),
+    pytest.param(('dataset = "cifar10"', 'dataset = "cifar-10"'), "cifar-10", marks=rare),
 ], ids=str)
 def test_a_mistake_in_the_code_keeps_its_traceback(change, reason, tmp_path, tiny):
     script = start(edited(tmp_path, smaller, change), *in_one_go, cwd=tmp_path, data=tiny)
@@ -250,6 +250,7 @@ with_weights = """    model.compile(loss="sparse_categorical_crossentropy", opti
 """
 
 
+@rare
 def test_fast_takes_only_what_it_needs_from_ones_own_functions(tmp_path, tiny):
     """Whole numbers and sample weights from preprocess_image(), a further data set from load_data()."""
     train = edited(tmp_path, smaller, imported("Rescaling"),

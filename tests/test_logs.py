@@ -150,7 +150,7 @@ def test_a_resumed_run_has_logged_each_step_and_epoch_once(tmp_path, tiny):
         train = edited(folder, smaller, ("log_dir=logdir", "log_dir=logdir, histogram_freq=1, update_freq=1"),
                        ("    callbacks = [tensorboard]\n", pictures))
         if folder.name == "resumed":
-            for epoch in 1, 2, 4:
+            for epoch in 2, 4:
                 script = start(train, *options, cwd=folder, data=tiny)
                 wait_for_output(script, f"Epoch {epoch}/4")
                 time.sleep(0.2)
@@ -199,6 +199,7 @@ second_fit = """    model.compile(loss="sparse_categorical_crossentropy", optimi
 
 
 @posix
+@rare
 def test_a_second_fit_begins_after_the_first_one(tmp_path, tiny):
     """Two phases of training with the same callbacks. The checkpoint is that of the first; no epoch is logged twice."""
     train = edited(tmp_path, smaller, ("    # save the model\n", second_fit))
@@ -217,6 +218,7 @@ def test_a_second_fit_begins_after_the_first_one(tmp_path, tiny):
     assert steps == [0, 1, 0, 1], "as Keras numbers them"
 
 
+@rare
 def test_a_run_without_tensorboard_is_resumed(tmp_path, tiny):
     train = edited(tmp_path, smaller, ("    callbacks = [tensorboard]", "    callbacks = []"))
     script = start(train, *options, cwd=tmp_path, data=tiny)
