@@ -203,8 +203,8 @@ def test_random_changes_of_the_images_are_no_other_images(load_data):
 
 
 def test_the_same_network_has_the_same_description():
-    """In one process, Keras gives the layers other names each time, those inside others, too. The same layers, connected
-    otherwise, are another network."""
+    """In one process, Keras gives the layers other names each time, those inside others, too. The same layers that are
+    connected in another way are another network."""
     import keras
 
     from support.checkpoint import fingerprint
