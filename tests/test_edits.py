@@ -84,10 +84,7 @@ def run_twice(script, *arguments, folder, data):
     return start(program, cwd=folder, data=data, fast=True)
 
 
-often = ["normalization", "two branches"]
-
-
-@pytest.mark.parametrize("edit", [edit if edit in often else pytest.param(edit, marks=rare) for edit in edits])
+@pytest.mark.parametrize("edit", [edit if edit == "two branches" else pytest.param(edit, marks=rare) for edit in edits])
 def test_edited_networks_and_dials_take_fast_resume_and_are_tested(edit, tmp_path, tiny):
     changes, left_out = edits[edit]
     if edit != "more filters":  # which is about the sizes
@@ -176,6 +173,7 @@ def cifar100(tmp_path_factory):
     return folder
 
 
+@rare
 def test_another_data_set(cifar100, tmp_path):
     train = edited(tmp_path, smaller, ('dataset = "cifar10"', 'dataset = "cifar100"'),
                    ("num_classes = 10\n", "num_classes = 100\n"))
@@ -211,6 +209,7 @@ def with_callbacks(folder, *callbacks):
     return edited(folder, smaller, ("    callbacks = [tensorboard]\n", f"    callbacks = [tensorboard, {added}]\n"))
 
 
+@rare
 def test_a_learners_own_callbacks_get_no_epoch_twice(tmp_path, tiny):
     """The rate falls in each epoch but the first, for two reasons, and the best epoch is the first one."""
     weights = {}
@@ -317,7 +316,8 @@ preprocessing = {  # key: an edit; values: the changes of train.py
 }
 
 
-@pytest.mark.parametrize("edit", [edit if edit == "grey" else pytest.param(edit, marks=rare) for edit in preprocessing])
+@rare
+@pytest.mark.parametrize("edit", preprocessing)
 def test_own_pictures_are_prepared_as_the_training_images_are(edit, tmp_path, tiny):
     train = edited(tmp_path, smaller, *preprocessing[edit])
     out, err = run(train, "--fast", "--augment", "--epochs", 1, cwd=tmp_path, data=tiny)
@@ -375,6 +375,7 @@ def digits(tmp_path_factory):
     return folder
 
 
+@rare
 def test_grey_images_of_another_size_and_parts_of_a_split(digits, tmp_path):
     """And test images that are filtered, so that TensorFlow does not know how many there are."""
     first = "        .batch(batch_size)  # neither"
@@ -412,7 +413,8 @@ def own_classes(folder, *classes):
     return train
 
 
-@pytest.mark.parametrize("classes", [("dog", "rainbow fish"), pytest.param(("a", "b", "c", "d", "e"), marks=rare)])
+@rare
+@pytest.mark.parametrize("classes", [("dog", "rainbow fish"), ("a", "b", "c", "d", "e")])
 def test_ones_own_classes(classes, tmp_path):
     train = own_classes(tmp_path, *classes)
     fast = ["--fast", "--augment", "--name", "fast"]

@@ -145,6 +145,7 @@ def test_a_folder_with_a_space_and_letters_beyond_ascii(tmp_path, tiny):
     assert err == "" and "Füße.png: " in out and (folder / f"results/{name}-images.png").exists()
 
 
+@rare
 def test_settings_that_other_programs_left(tmp_path, tiny, undisturbed):
     (tmp_path / "keras.json").write_text('{"image_data_format": "channels_first", "floatx": "float16"}')
     env = environment(tiny, KERAS_HOME=str(tmp_path), KERAS_BACKEND="jax", TF_USE_LEGACY_KERAS="1")
