@@ -283,7 +283,8 @@ def test_early_stopping_starts_afresh_when_a_run_is_resumed(tmp_path, tiny):
     script.kill()
     out, err = run(train, *options, cwd=tmp_path, data=tiny)
     done = int(re.search(r"Resuming after epoch (\d)", out)[1])
-    assert done >= 2 and f"end of the best epoch: {done + 1}." in out and err == ""
+    best = int(re.search(r"end of the best epoch: (\d)", out)[1])
+    assert done >= 2 and best > done and err == ""
 
 
 def test_callbacks_and_metrics_of_ones_own_with_fast(tmp_path, tiny):
