@@ -137,8 +137,9 @@ def fingerprint(model, variables):
 
     def place(match):
         return str(places.setdefault(match[0], len(places)))
-    # after "name": (without a comma, it is that of a precision), and in connections, such as ["conv2d", 0, 0]
-    return re.sub(r'(?<="name": )"[^"]+"(?=,)|(?<=\[)"[^"]+"(?=, \d+, \d+\])', place, text)
+    # a name (but not that of a precision), and one in a connection, such as ["conv2d", 0, 0]
+    name = r'(?<="name": )(?<!"DTypePolicy", "config": {"name": )"[^"]+"'
+    return re.sub(name + r'|(?<=\[)"[^"]+"(?=, \d+, \d+\])', place, text)
 
 
 def checksum(load_data, batch_size):
