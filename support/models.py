@@ -1,6 +1,7 @@
 """A model file opens here, the tutorial's own of TensorFlow 2.0 included, or the reason is given.
 Without this, the tutorial's old files do not open, and a file of another kind ends in a traceback."""
 import json
+import math
 import shutil
 import tempfile
 from pathlib import Path
@@ -8,13 +9,15 @@ from pathlib import Path
 import h5py
 import keras
 import numpy as np
+import tensorflow as tf
 
 from support.messages import UserError, beside, one_line, quoted
 
 
 def load_model(path):
     """Return the keras.Model in the file at `path`, compiled for `evaluate`; its outputs are probabilities. Keras runs
-    no code that a file holds. Raises UserError if there is no such file, or if Keras cannot open it."""
+    no code that a file holds, and reads no other file for it (requirements.txt leaves out the versions that do). Raises
+    UserError if there is no such file, or if Keras cannot open it."""
     path = Path(path)
     if not path.exists():
         raise UserError(missing(path))
@@ -27,6 +30,9 @@ def load_model(path):
             model = keras.models.load_model(path, compile=False)
         if not gives_probabilities(model):  # but scores (logits)
             model = keras.Sequential([model, keras.layers.Softmax()])
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        raise UserError(f"{path.absolute()} cannot be loaded:\n"
+                        "its network needs more memory than this computer has.") from error
     except Exception as error:  # whatever h5py, json or Keras make of a corrupt file
         raise UserError(f"{path.absolute()} cannot be loaded as a Keras model:\n{one_line(error, 300)}\n"
                         f"If the file is incomplete, make a new one: python {beside('train.py')}") from error
@@ -67,6 +73,8 @@ def gives_probabilities(model):
     if not isinstance(model.input_shape, tuple) or len(model.input_shape) != 4:
         return True
     size = [length or 96 for length in model.input_shape[1:]]  # of a model for images of any size
+    if math.prod(size) > 100_000_000:
+        raise ValueError(f"It is for images of {size} values, which no picture has.")
     answers = np.asarray(model(np.random.default_rng(0).random((2, *size), np.float32)))
     return answers.min() >= 0 and np.allclose(answers.sum(axis=-1), 1, atol=0.01)
 

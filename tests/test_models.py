@@ -1,12 +1,15 @@
 """Model files of others open here, or the reason is given."""
+import json
 import shutil
+import sys
+import zipfile
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from conftest import message, name, root, run, write_model
+from conftest import message, name, rare, root, run, run_after, write_model
 
 tests = Path(__file__).parent
 
@@ -128,10 +131,194 @@ def test_a_model_for_images_of_any_size(tmp_path):
     assert len(model.layers) == 2, "a second softmax"
 
 
-def test_a_model_with_code_inside_is_refused(tmp_path):
-    mark = tmp_path / "the code ran"
-    path = write_model(tmp_path / "model.h5", f"L.Lambda(lambda x: (open({str(mark)!r}, 'w').close(), x)[1])",
-                       "L.Flatten()", "L.Dense(10)")
-    mark.unlink()  # making the model has run it
-    out, err = run("test.py", path, cwd=tmp_path, data=tmp_path, code=1)
-    assert "Lambda" in message(err) and not mark.exists()
+def change(path, edit):
+    """Change the description of the network in a model file: edit(layers), the list of them."""
+    if path.suffix == ".h5":
+        with h5py.File(path, "r+") as file:
+            network = json.loads(file.attrs["model_config"])
+            edit(network["config"]["layers"])
+            file.attrs["model_config"] = json.dumps(network)
+        return
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    network = json.loads(members["config.json"])
+    edit(network["config"]["layers"])
+    members["config.json"] = json.dumps(network)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def change_weights(path, edit):
+    """Change the weights in a model file: edit(file), an open h5py.File."""
+    if path.suffix == ".h5":
+        with h5py.File(path, "r+") as file:
+            edit(file)
+        return
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(path.parent / "parts")
+    with h5py.File(path.parent / "parts/model.weights.h5", "r+") as file:
+        edit(file)
+    with zipfile.ZipFile(path, "w") as archive:
+        for part in (path.parent / "parts").iterdir():
+            archive.write(part, part.name)
+
+
+def kernel_in(file):
+    """The path of the kernel in an open model file: with its group, and with the group around that."""
+    found = []
+    file.visititems(lambda name, part: found.append(name) if getattr(part, "shape", None) == (3072, 10) else None)
+    return found[0]
+
+
+def link_to(part):
+    """An edit of the weights: a part of the path of the kernel, counted from its end, is a link into another file."""
+    def edit(file):
+        path = "/".join(kernel_in(file).split("/")[:part])
+        del file[path]
+        file[path] = h5py.ExternalLink("victim.h5", path)
+    return edit
+
+
+def external_storage(file):
+    path = kernel_in(file)
+    del file[path]
+    file.create_dataset(path, (3072, 10), "float32", external=[("victim.bin", 0, h5py.h5f.UNLIMITED)])
+
+
+def virtual(file):
+    path = kernel_in(file)
+    del file[path]
+    layout = h5py.VirtualLayout((3072, 10), "float32")
+    layout[:] = h5py.VirtualSource("victim.h5", path, (3072, 10))
+    file.create_virtual_dataset(path, layout)
+
+
+def huge_weight(file):
+    path = kernel_in(file)
+    del file[path]
+    file.create_dataset(path, (9_000_000, 10_000), "float32", chunks=True, compression="gzip")
+
+
+elsewhere = {"a link": link_to(None), "a link in the middle": link_to(-1), "a link at the top": link_to(1),
+             "external storage": external_storage, "a virtual dataset": virtual, "335 GB": huge_weight}
+
+
+@pytest.fixture
+def evil(small_model, tmp_path, request):
+    """A model file to be changed, and beside it the files that it must not read."""
+    import keras
+    path = tmp_path / f"evil{request.param}"
+    model = keras.models.load_model(small_model, compile=False)
+    model.save(path)
+    model.set_weights([np.full_like(values, 7) for values in model.get_weights()])
+    model.save(tmp_path / f"victim{request.param}")
+    if request.param == ".keras":
+        with zipfile.ZipFile(tmp_path / "victim.keras") as archive:
+            (tmp_path / "victim.h5").write_bytes(archive.read("model.weights.h5"))
+    (tmp_path / "victim.bin").write_bytes(bytes(3072 * 10 * 4))
+    return path
+
+
+both = pytest.mark.parametrize("evil", [".h5", ".keras"], indirect=True)
+peak = """import atexit, resource
+atexit.register(lambda: print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))"""
+
+
+def refused(path, reason):
+    """Assert that test.py refuses a model file, in up to three lines and bounded memory."""
+    if sys.platform == "linux":
+        out, err = run_after(peak, "test.py", path, cwd=path.parent, data=path.parent, code=1)
+        assert int(out.split()[-1]) < 2_000_000, "over 2 GB of memory"
+    else:
+        out, err = run("test.py", path, cwd=path.parent, data=path.parent, code=1)
+    assert path.as_posix() in message(err) and reason in err and len(err.strip().split("\n")) <= 3, err
+
+
+@both
+@pytest.mark.parametrize("kind", elsewhere)
+def test_weights_that_are_elsewhere_are_refused(kind, evil):
+    change_weights(evil, elsewhere[kind])
+    refused(evil, "Not allowed: H5 " if evil.suffix == ".h5" else "could not be loaded")
+
+
+@pytest.mark.parametrize("evil", [".h5"], indirect=True)
+def test_all_weights_that_are_elsewhere_are_refused(evil):
+    with h5py.File(evil, "r+") as file:
+        del file["model_weights"]
+        file["model_weights"] = h5py.ExternalLink("victim.h5", "model_weights")
+    refused(evil, "Not allowed: H5 file with ExternalLink")
+
+
+def write_saved_model(folder, mark):
+    """Save a SavedModel that writes a file when it is called."""
+    import tensorflow as tf
+    module = tf.Module()
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 32, 32, 3))])
+    def serve(images):
+        tf.io.write_file(str(mark), "")
+        return images
+    module.serve = serve
+    tf.saved_model.save(module, str(folder))
+
+
+def a_layer(name, module="keras.layers", **config):
+    """The description of a layer in a model file."""
+    return {"module": module, "class_name": name, "config": config, "registered_name": None, "build_config": {}}
+
+
+@both
+@pytest.mark.parametrize("kind", ["code", "os.system, a layer", "os.system, an activation", "get_file", "a SavedModel",
+                                  "a vocabulary"])
+def test_code_and_other_files_are_refused(kind, evil, tmp_path):
+    import keras
+    mark = tmp_path / "mark"
+    secret = tmp_path / "secret.txt"
+    secret.write_text("word")
+    write_saved_model(tmp_path / "saved", mark)
+    code = keras.layers.Lambda(eval(f"lambda images: (open({str(mark)!r}, 'w').close(), images)[1]"))
+    system = {"module": "os", "class_name": "function", "config": "system", "registered_name": None}
+    layer = {
+        "code": {**a_layer("Lambda"), **keras.saving.serialize_keras_object(code)},
+        "os.system, a layer": a_layer("system", "os", command=f"echo > {mark}"),
+        "os.system, an activation": a_layer("Activation", activation=system),
+        "get_file": a_layer("get_file", "keras.utils", fname=str(mark), origin=secret.as_uri()),
+        "a SavedModel": a_layer("TFSMLayer", filepath=str(tmp_path / "saved"), call_endpoint="serve"),
+        "a vocabulary": a_layer("StringLookup", vocabulary=str(secret)),
+    }[kind]
+    change(evil, lambda layers: layers.insert(1, layer))
+    refused(evil, "cannot be loaded as a Keras model")
+    assert not mark.exists()
+
+
+@rare
+@pytest.mark.parametrize("evil", [".keras"], indirect=True)
+def test_an_archive_that_becomes_far_larger_is_refused(evil):
+    """A file of 6 MB with weights of 6 GB, all zeros."""
+    with zipfile.ZipFile(evil) as archive:
+        members = {name: archive.read(name) for name in ("config.json", "metadata.json")}
+    with zipfile.ZipFile(evil, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+        with archive.open("model.weights.h5", "w", force_zip64=True) as member:
+            for _ in range(60):
+                member.write(bytes(100_000_000))
+    assert evil.stat().st_size < 7_000_000
+    refused(evil, "Not allowed: ZIP member")
+
+
+@rare
+@both
+def test_a_network_that_asks_for_terabytes_is_refused(evil):
+    def edit(layers):
+        layers[-1]["config"]["units"] = 10_000_000
+        layers[-1].pop("build_config", None)
+    change(evil, edit)
+    refused(evil, "more memory than this computer has")
+
+
+def test_images_that_need_terabytes_are_refused(tmp_path):
+    path = write_model(tmp_path / "model.h5", "L.Conv2D(10, 3, activation='softmax')", "L.GlobalAveragePooling2D()",
+                       shape=(200_000, 200_000, 3))
+    assert "which no picture has" in refusal(path)
