@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from support import messages, models, options, pictures
+from support import classes, messages, models, options, pictures
 from support.models import load_model
 from train import load_data, model_name, preprocess_image
 
@@ -33,7 +33,7 @@ def main():
 
     # load the model first: if there is none, that is said before any data are downloaded
     model = load_model(args.model)
-    models.check_classes(model, categories)
+    classes.check_model(model, categories)
 
     # your own pictures instead of the test images
     if args.image:

@@ -13,7 +13,7 @@ from keras.callbacks import TensorBoard
 from keras.layers import Activation, Conv2D, Dense, Dropout, Flatten, Input, MaxPooling2D
 from keras.models import Sequential
 
-from support import download, files, logs, machine, messages, options, portable, recipe
+from support import classes, download, files, logs, machine, messages, options, portable, recipe
 from support.checkpoint import Checkpoint
 
 # hyper-parameters
@@ -118,6 +118,7 @@ def main():
 
     # load the data
     ds_train, ds_test, info = load_data(args.batch_size)
+    classes.compare(num_classes, info)  # says so if they do not agree
     steps_per_epoch = info.splits["train"].num_examples // args.batch_size  # 781
     if steps_per_epoch == 0:
         raise messages.UserError(f"--batch-size {args.batch_size} is larger than the number of training images.")

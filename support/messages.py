@@ -48,9 +48,6 @@ def explain(error):
     disk = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO
     if isinstance(error, OSError) and error.errno in disk:
         return cannot_write(error.filename, error)
-    if "DecodeImage" in str(error):  # in a folder of own classes
-        return (f"TensorFlow cannot read one of the pictures: {one_line(error, 100)}\n"
-                f"python {beside('test.py')} --image, with the names of all of them, may tell which.")
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":  # Python's, TensorFlow's
         return "There is not enough memory.\nClose other programs, or use a smaller --batch-size or network."
     return None

@@ -79,14 +79,6 @@ def gives_probabilities(model):
     return answers.min() >= 0 and np.allclose(answers.sum(axis=-1), 1, atol=0.01)
 
 
-def check_classes(model, categories):
-    """Raise UserError if the model does not have an output for each category."""
-    if model.output_shape != (None, len(categories)):
-        raise UserError(f"This model does not classify into the {len(categories)} classes of test.py: its output is "
-                        f"{model.output_shape}.\n"
-                        f'It should end in Dense({len(categories)}, activation="softmax").')
-
-
 def check_images(model, ds_test):
     """Raise UserError if the model is not for images like those of `ds_test`, batches of images and labels."""
     shape = tuple(ds_test.element_spec[0].shape)

@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from support import files, messages
 
@@ -80,6 +80,13 @@ def load_image(path, size):
     return small, image
 
 
+def why_not_read(error):
+    """Return why load_image() could not read a picture, in a few words."""
+    if isinstance(error, UnidentifiedImageError):  # its text is the path again
+        return "cannot be read: it is no picture, or of a format that Pillow lacks (save it as JPEG or PNG)"
+    return f"cannot be read as a picture: {getattr(error, 'strerror', None) or messages.one_line(error)}"
+
+
 def as_batch(small, model, preprocess_image):
     """Prepare a picture, an RGB PIL.Image of the model's size, as the training images are. For a model of grey images,
     try it in colour first, since `preprocess_image` may turn it grey. Return it as a PIL.Image, and as a batch of one
@@ -109,8 +116,7 @@ def classify(model_path, model, paths, preprocess_image, categories):
         try:
             small, image = load_image(path, (width, height))
         except Exception as error:  # each of Pillow's readers has exceptions of its own
-            reason = getattr(error, "strerror", None) or messages.one_line(error)
-            print(f"{Path(name).absolute()}: cannot be read as a picture: {reason}", file=sys.stderr, flush=True)
+            print(f"{Path(name).absolute()}: {why_not_read(error)}", file=sys.stderr, flush=True)
             continue
         seen, batch = as_batch(small, model, preprocess_image)
         probabilities = model.predict_on_batch(batch)[0]

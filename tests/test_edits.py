@@ -397,8 +397,7 @@ def own_classes(folder, *classes):
     text = (root / "README.md").read_text(encoding="utf-8").split("## Your own classes")[1]
     for_load_data, for_test = re.findall(r"(?:^    .*\n)+", text, re.M)[:2]
     loading = re.search(r"    download\.prepare.*?(?=\n    settings =)", (root / "train.py").read_text(), re.S)[0]
-    train = edited(folder, smaller, ("num_classes = 10", f"num_classes = {len(classes)}"),
-                   (shape, "input_shape=(32, 32, 3)"), (loading, for_load_data))
+    train = edited(folder, smaller, ("num_classes = 10", f"num_classes = {len(classes)}"), (loading, for_load_data))
     names = re.search(r"categories = \{.*?\n\}\n", (root / "test.py").read_text(), re.S)[0]
     edited(folder, (names, re.sub("(?m)^    ", "", for_test)), script="test.py")
     random = np.random.default_rng(0)
@@ -426,16 +425,36 @@ def test_ones_own_classes(classes, tmp_path):
         out, err = run(train, "--epochs", 3, *added, cwd=tmp_path, data=tmp_path / "no data")
         assert "Resuming after epoch 2 of 3" in out and err == ""
     assert ", a whitening first layer;" in out and f"(None, {len(classes)})" in out
+    assert out.count(f"45 of {classes[0]}, 45 of {classes[1]}") == 1, "the pictures were read more than once"
     out, err = run(tmp_path / "test.py", "results/fast.h5", "--report", cwd=tmp_path, data=tmp_path)
     assert re.search(rf"^all +\d+ +{7 * len(classes)} ", out, re.M) and err == ""
     picture = f"pictures/test/{classes[1]}/1.png"
     out, err = run(tmp_path / "test.py", "results/fast.h5", "--image", picture, cwd=tmp_path, data=tmp_path)
     assert re.match(rf"{picture}: ({'|'.join(classes)}) \(", out) and err == ""
-    (tmp_path / "pictures/train" / classes[0] / "bad.jpg").write_text("no picture")
-    out, err = run(train, "--name", "bad", cwd=tmp_path, data=tmp_path, code=1)
-    assert "TensorFlow cannot read one of the pictures" in message(err.split("\n\n")[-1])
     out, err = run(train, "--batch-size", 46 * len(classes), cwd=tmp_path, data=tmp_path, code=1)
     assert "larger than the number of training images" in message(err)
+
+
+@rare
+def test_ones_own_classes_learn_and_new_pictures_count(tmp_path):
+    """In two colours, they are told apart; the second run in a process sees a picture that has come."""
+    own_classes(tmp_path, "dog", "fish")
+    options = ["--epochs", "6", "--batch-size", "15", "--fast"]
+    program = tmp_path / "program.py"
+    program.write_text(twice.format(folder=str(tmp_path), script="train", arguments=[options, options]).replace(
+        "    train.main()\n", "    train.main()\n    open('pictures/train/dog/new.jpg', 'w').close()\n"))
+    script = start(program, cwd=tmp_path, data=tmp_path, fast=True)
+    out, err = map(plain, script.wait())
+    assert script.returncode == 0, err
+    assert out.count("45 of dog, 45 of fish") == 2 and out.count("new.jpg: cannot be read") == 1
+    assert "val_accuracy: 1.0" in out
+
+
+def test_another_number_of_classes_is_said_before_the_training(tmp_path, tiny):
+    train = edited(tmp_path, smaller, ("num_classes = 10", "num_classes = 12"))
+    out, err = run(train, *in_one_go, cwd=tmp_path, data=tiny)
+    assert "num_classes is 12, but cifar10 has 10 classes: airplane, automobile, bird, " in out.split("Epoch 1/1")[0]
+    assert err == ""
 
 
 @posix

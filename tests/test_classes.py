@@ -1,0 +1,142 @@
+"""Pictures in folders become classes, whatever else is in the folders."""
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import message
+
+
+def picture(path, colour, size=(60, 40), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path, **options)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes, each with a picture to train on and one to test on."""
+    for name, colour in ("cat", "red"), ("dog", "blue"):
+        picture(tmp_path / "train" / name / "a.png", colour)
+        picture(tmp_path / "test" / name / "a.png", colour)
+    return tmp_path
+
+
+def loaded(folder, size=(32, 32)):
+    """The images and labels of both splits, and info."""
+    from support import classes
+    ds_train, ds_test, info = classes.from_folder(folder, size)
+    parts = []
+    for dataset in ds_train, ds_test:
+        images, labels = zip(*dataset.as_numpy_iterator())
+        parts += [np.array(images), np.array(labels)]
+    return *parts, info
+
+
+def refusal(folder):
+    from support.messages import UserError
+    with pytest.raises(UserError) as error:
+        loaded(folder)
+    return message(str(error.value))
+
+
+def test_what_comes_back(folder, capsys):
+    from support import classes
+    for number in range(20):
+        picture(folder / f"train/dog/{number}.jpg", "blue", quality=95)
+    images, labels, test_images, test_labels, info = loaded(folder, (24, 48))
+    assert images.shape == (22, 24, 48, 3) and images.dtype == np.uint8 and labels.dtype == np.int64
+    assert info.features["image"].shape == (24, 48, 3) and info.splits["train"].num_examples == 22
+    assert info.features["label"].names == ["cat", "dog"] and classes.categories(folder) == {0: "cat", 1: "dog"}
+    cats = images[labels == 0]
+    assert len(cats) == 1 and (cats == [255, 0, 0]).all()
+    assert abs(images[labels == 1].astype(int) - [0, 0, 255]).max() < 5
+    assert sorted(test_labels) == [0, 1]
+    printed = f"{folder / 'train'}: 1 of cat, 21 of dog\n{folder / 'test'}: 1 of cat, 1 of dog\n"
+    assert capsys.readouterr().out == printed
+
+
+def test_the_order_is_mixed_and_always_the_same(folder):
+    from support import classes
+    for number in range(40):
+        picture(folder / f"train/{'cat' if number < 20 else 'dog'}/{number}.png", (number, 0, 0))
+    first = loaded(folder)[1]
+    assert list(first) != sorted(first)
+    classes.read.cache_clear()
+    assert list(loaded(folder)[1]) == list(first)
+
+
+def test_every_format_counts_and_what_is_no_picture_is_named(folder, capsys):
+    """The files that people have in such folders."""
+    cat = folder / "train/cat"
+    for file in "b.webp", "c.bmp", "d.gif", "e.tif", "F.JPG":
+        picture(cat / file, "red")
+    picture(cat / "x.webp", "red").rename(cat / "web.jpg")  # a WebP saved as .jpg
+    Image.new("RGBA", (50, 50), (255, 0, 0, 128)).save(cat / "half.png")
+    Image.new("L", (50, 50), 100).save(cat / "grey.png")
+    (cat / "._a.jpg").write_bytes(b"\0\5\x16\7" + bytes(100))  # as Macs leave them in archives
+    whole = picture(folder / "whole.jpg", "red", (400, 400)).read_bytes()
+    (cat / "cut.jpg").write_bytes(whole[:len(whole) // 2])
+    (cat / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+    (cat / "notes.txt").write_text("no picture")
+    (cat / "album").mkdir()
+    images, labels, *_, info = loaded(folder)
+    assert (labels == 0).sum() == 9 and info.splits["train"].num_examples == 10
+    out = capsys.readouterr().out
+    assert "train: 9 of cat, 1 of dog\nLeft out: 5\n" in out
+    assert f"  {cat / '._a.jpg'}: cannot be read: it is no picture, or of a format that Pillow lacks" in out
+    assert f"  {cat / 'cut.jpg'}: cannot be read as a picture: image file is truncated" in out
+    assert "  and 2 more\n" in out
+
+
+def test_hidden_folders_are_no_classes(folder):
+    shutil.copytree(folder / "train/cat", folder / "train/.ipynb_checkpoints")
+    (folder / "train/.DS_Store").touch()
+    (folder / "train/readme.txt").touch()
+    assert loaded(folder)[-1].features["label"].names == ["cat", "dog"]
+
+
+def test_an_empty_class_is_said(folder):
+    (folder / "test/bird").mkdir()
+    assert f"There are no pictures to train on in {folder / 'train/bird'}." in refusal(folder)
+    (folder / "train/bird").mkdir()
+    (folder / "train/bird/text.jpg").write_text("no picture")
+    assert f"There are no pictures to train on in {folder / 'train/bird'}." in refusal(folder)
+
+
+def test_nothing_to_test_on(folder):
+    shutil.rmtree(folder / "test")
+    assert f"There are no pictures to test on in {folder / 'test'}." in refusal(folder)
+
+
+def test_no_such_folder(tmp_path):
+    from support import classes
+    assert f"There are no classes in {tmp_path / 'pictures'}." in refusal(tmp_path / "pictures")
+    assert classes.categories(tmp_path / "pictures") == {}
+
+
+def test_pictures_are_read_once_and_new_ones_are_seen(folder, capsys):
+    loaded(folder)
+    loaded(folder)
+    assert capsys.readouterr().out.count("of cat") == 2, "it was read twice"
+    picture(folder / "train/cat/a.png", "yellow")
+    os.utime(folder / "train/cat/a.png", (1, 1))
+    images, labels, *_ = loaded(folder)
+    assert (images[labels == 0] == [255, 255, 0]).all()
+
+
+def test_a_data_set_with_another_number_of_classes(capsys):
+    from types import SimpleNamespace
+
+    import tensorflow_datasets as tfds
+
+    from support import classes
+    info = SimpleNamespace(name="x", features={"label": tfds.features.ClassLabel(num_classes=100)})
+    classes.compare(100, info)
+    classes.compare(10, SimpleNamespace(name="x", features={"label": tfds.features.Text()}))
+    classes.compare(10, SimpleNamespace(name="x", features={}))
+    assert capsys.readouterr().out == ""
+    classes.compare(10, info)
+    assert capsys.readouterr().out.startswith("num_classes is 10, but x has 100 classes: 0, 1, 2, 3, ")
