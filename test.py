@@ -87,8 +87,8 @@ def parse_args():
     )
     either = parser.add_mutually_exclusive_group()
     either.add_argument(
-        "--image", nargs="+", metavar="FILE",
-        help="classify the middle square of your own pictures instead; each answer is one of the classes",
+        "--image", nargs="+", metavar="FILE", type=options.picture,
+        help="classify the middle square of your own pictures, or those in a folder; each answer is one of the classes",
     )
     either.add_argument("--report", action="store_true", help="also show where the model goes wrong")
     return parser.parse_args(options.given())

@@ -26,6 +26,8 @@ epochs = 30
 
 # the data set's name in TensorFlow Datasets
 dataset = "cifar10"
+# the folder for data sets; None is ~/tensorflow_datasets, or the one in the variable TFDS_DATA_DIR
+data_dir = None
 # the model is saved as results/cifar10-model-v1.h5, its logs are in logs/cifar10-model-v1
 model_name = "cifar10-model-v1"
 
@@ -42,9 +44,9 @@ def load_data(batch_size=batch_size):
     Raises messages.UserError if the data set is not there and cannot be downloaded, or if it is damaged.
     Returns ds_train, an endless stream that is reshuffled for every pass; ds_test, all test images once, in a fixed
     order, with a smaller last batch; and info, the tfds.core.DatasetInfo."""
-    download.prepare(dataset)  # from a quick mirror; tfds.load alone may take an hour
-    ds_train, info = tfds.load(dataset, with_info=True, split="train", as_supervised=True)
-    ds_test = tfds.load(dataset, split="test", as_supervised=True)
+    download.prepare(dataset, data_dir)  # from a quick mirror; tfds.load alone may take an hour
+    ds_train, info = tfds.load(dataset, data_dir=data_dir, with_info=True, split="train", as_supervised=True)
+    ds_test = tfds.load(dataset, data_dir=data_dir, split="test", as_supervised=True)
 
     settings = tf.data.Options()
     settings.autotune.enabled = False  # else a thread that tunes tf.data may delay the end of the training by a minute

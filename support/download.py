@@ -1,5 +1,6 @@
 """Get the complete data set, or say why that failed. CIFAR-10 comes from the first mirror that has the same bytes.
 Without this, TFDS asks one server, which gives 55 to 85 kB/s (pytorch/vision issue 9536): up to an hour for 162 MiB."""
+import contextlib
 import functools
 import random
 import shutil
@@ -20,75 +21,87 @@ mirrors = [
     "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com/notebook/datasets/cifar-10-binary.tar.gz",
 ]
 prefix = "incomplete.image-classifier."  # of the folder in which data are downloaded and prepared, up to 400 MB
+network_errors = (requests.RequestException, tfds.core.download.util.DownloadError,
+                  tfds.core.download.download_manager.NonMatchingChecksumError)
+disk_errors = (PermissionError, NotADirectoryError, FileExistsError,
+               tf.errors.PermissionDeniedError, tf.errors.ResourceExhaustedError)  # the last one is a full disk
 archive_sha256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"  # as registered in TFDS
 
 
 @functools.cache  # once in a process
-def prepare(name):
+def prepare(name, data_dir=None):
     """Download and prepare the data set of this name in TensorFlow Datasets, if need be; read it once, which takes
-    half a second, to see that it is whole. Raises UserError, which says what is wrong and what to do."""
+    half a second, to see that it is whole. `data_dir` is the folder for all data sets; None is that of TensorFlow
+    Datasets. Raises UserError, which says what is wrong and what to do."""
+    with explain_damage(name, data_dir):
+        builder = tfds.builder(name, data_dir=data_dir)
+    folder = Path(builder.data_dir)
+    if not folder.exists():
+        download(name, builder)
+    with explain_damage(name, data_dir):
+        check(tfds.builder(name, data_dir=data_dir))
+    print(f"{name} is in {folder}")
+
+
+@contextlib.contextmanager
+def explain_damage(name, data_dir):
+    """Raise UserError instead of an error for which the data set that is there must be the reason."""
     try:
-        builder = tfds.builder(name)
-        folder = Path(builder.data_dir)
-        if not folder.exists():
-            download(builder, folder)
-            builder = tfds.builder(name)
-        if not builder.info.splits:
-            raise ValueError("it has no description")
-        for split in builder.info.splits.values():
-            check(split)
-    except UserError:
-        raise
+        yield
     except Exception as error:  # TensorFlow's, protobuf's, the system's
-        folder = Path(tfds.core.constants.DATA_DIR, name).absolute()
+        folder = Path(data_dir or tfds.core.constants.DATA_DIR, name).absolute()
         if not folder.exists():  # a misspelt name is a mistake in the code
             raise
         raise UserError(f"The data set in {folder} cannot be used: {one_line(error)}.\n"
                         "Delete it or move it elsewhere, or set TFDS_DATA_DIR to another folder;\n"
                         "then run the same command again.") from error
-    print(f"{name} is in {folder}")
 
 
-def check(split):
-    """Read the files of a split, a tfds.core.SplitInfo. Raise an error if they do not have all of its records."""
-    records = tf.data.TFRecordDataset([str(path) for path in split.filepaths])  # compares the checksum of each record
-    found = int(records.reduce(0, lambda count, record: count + 1))
-    if found != split.num_examples:
-        raise ValueError(f"{split.name} has {found} instead of {split.num_examples} images")
+def check(builder):
+    """Read all files of the data set. Raise an error if they do not have all of its records."""
+    if not builder.info.splits:
+        raise ValueError("it has no description")
+    for split in builder.info.splits.values():
+        records = tf.data.TFRecordDataset([str(path) for path in split.filepaths])  # compares each one's checksum
+        found = int(records.reduce(0, lambda count, record: count + 1))
+        if found != split.num_examples:
+            raise ValueError(f"{split.name} has {found} instead of {split.num_examples} images")
 
 
-def download(builder, folder):
+def download(name, builder):
     """Download the data set of the tfds.core.DatasetBuilder and prepare it, in a folder of its own in the data folder;
-    then move it to `folder`, a Path."""
+    then move it to its place. An error that is neither the network's nor the disk's is raised as it is."""
     root = Path(builder.data_dir_root).absolute()
+    folder = Path(builder.data_dir)
     downloads = root / "downloads"
+    urls = builder.url_infos or {}  # a builder of one's own may have none
     state = random.getstate()  # TFDS uses up random numbers; the same seed must give the same model after a download
     try:
         downloads.mkdir(parents=True, exist_ok=True)
         delete_old(root)
-        size = sum(info.size for info in builder.url_infos.values()) / 2**20
-        print(f"Getting {builder.name} ({size:.0f} MiB) into {downloads}\n"
+        print(f"Getting {name} ({sum(info.size for info in urls.values()) / 2**20:.0f} MiB) into {downloads}\n"
               f"and preparing it in {folder}. This happens only once.")
         with tempfile.TemporaryDirectory(prefix=prefix, dir=root, ignore_cleanup_errors=True) as incomplete:
             progress["incomplete"] = incomplete
-            if builder.name == "cifar10":
+            if name == "cifar10":
                 archive = downloads / "manual" / "cifar-10-binary.tar.gz"
-                fetch_archive(archive, Path(incomplete), next(iter(builder.url_infos)))
-            elif builder.url_infos:
-                requests.head(next(iter(builder.url_infos)), timeout=(10, 30))  # TFDS would try for minutes
+                fetch_archive(archive, Path(incomplete), next(iter(urls)))
+            elif urls:
+                requests.head(next(iter(urls)), timeout=(10, 30))  # TFDS would try for minutes
             config = tfds.download.DownloadConfig(extract_dir=Path(incomplete, "extracted"))
-            copy = tfds.builder(builder.name, data_dir=incomplete)
+            copy = tfds.builder(name, data_dir=incomplete)
             copy.download_and_prepare(download_dir=downloads, download_config=config)
             folder.parent.mkdir(parents=True, exist_ok=True)
             if not folder.exists():  # else another process was quicker
                 Path(copy.data_dir).rename(folder)
-    except UserError:
-        raise
-    except Exception as error:  # TFDS raises many kinds
-        if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
-            raise UserError(cannot_write(error.filename or folder, error)) from error
-        raise UserError(f"{builder.name} could not be downloaded and prepared: {cause(error)}\n"
-                        "Try again later.") from error
+    except network_errors as error:
+        raise UserError(f"{name} could not be downloaded: {cause(error)}\nTry again later.") from error
+    except disk_errors as error:
+        raise UserError(cannot_write(getattr(error, "filename", None) or folder, error)) from error
+    except ImportError as error:
+        reason = str(error).splitlines()[0]  # No module named 'scipy'
+        raise UserError(f"{name} needs another package: {reason}.\n"
+                        "Install it with pip, then run the same command again.") from error
     finally:
         progress.pop("incomplete", None)
         random.setstate(state)

@@ -138,10 +138,11 @@ def one_line(error, length=200):
 
 
 def cannot_write(path, error):
-    """Return the message for an OSError where `path` is written; it may be None."""
+    """Return the message for an error of the system or of TensorFlow where `path` is written; it may be None."""
     hint = ""
     if os.name == "nt" and isinstance(error, PermissionError):
         hint = " Is it open in another program, such as TensorBoard?"
     file = Path(path).absolute() if path else "A file"
-    return (f"{file}: {error.strerror or one_line(error)}.{hint}\n"
+    reason = getattr(error, "strerror", None) or one_line(error)
+    return (f"{file}: {reason}.{hint}\n"
             f"Files saved earlier are intact. Fix this, then {again()}.")

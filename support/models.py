@@ -44,9 +44,10 @@ def missing(path):
     """Return the message for a model that is not there; it says what to do next."""
     text = (f"There is no model at {path.absolute()}.\n"
             f"Train one in one to three minutes: python {beside('train.py')} --fast")
-    others = sorted(Path("results").glob("[!.]*.h5"))
+    others = list(Path("results").glob("[!.]*.h5"))
     if others:
-        text += f"\nOr test an existing one: python {beside('test.py')} {quoted(others[-1])}"
+        newest = max(others, key=lambda other: other.stat().st_mtime)
+        text += f"\nOr test an existing one: python {beside('test.py')} {quoted(newest)}"
     return text
 
 

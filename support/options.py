@@ -36,6 +36,14 @@ def run_name(text):
     return text
 
 
+def picture(text):
+    """Return the name of a picture; a type for argparse. After --image, a model would be taken for a picture, and the
+    default model would answer."""
+    if Path(text).suffix in (".h5", ".keras"):
+        raise argparse.ArgumentTypeError(f"{text} is a model, not a picture. Name it before --image")
+    return text
+
+
 def as_logged(args):
     """Return the options that matter for the result, a dict, as the checkpoint and TensorBoard can keep them: None, a
     Path, or a value of another such kind, as text."""

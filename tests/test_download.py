@@ -175,7 +175,70 @@ def test_another_data_set_without_a_network(tmp_path):
                        "    known[url.replace('https://', 'http://127.0.0.1:1/')] = known.pop(url)\n"
                        "messages.explain_errors(lambda: download.prepare('mnist'))()\n")
     out, err = run(program, cwd=tmp_path, data=tmp_path, code=1)
-    assert "mnist could not be downloaded and prepared: no connection" in message(err) and "Getting mnist" in out
+    assert "mnist could not be downloaded: no connection" in message(err) and "Getting mnist" in out
+
+
+own_builder = """
+import sys
+sys.path.insert(0, {root!r})
+import support.start
+import numpy as np
+import tensorflow_datasets as tfds
+import train
+from support import messages
+
+class Squares(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="small"), tfds.core.BuilderConfig(name="large")]
+
+    def _info(self):
+        image = tfds.features.Image(shape=(8, 8, 3) if self.builder_config.name == "small" else (16, 16, 3))
+        features = tfds.features.FeaturesDict({{"image": image, "label": tfds.features.ClassLabel(num_classes=10)}})
+        return tfds.core.DatasetInfo(builder=self, features=features, supervised_keys=("image", "label"))
+
+    def _split_generators(self, dl_manager):
+        return {{"train": self._generate_examples(), "test": self._generate_examples()}}
+
+    def _generate_examples(self):
+        for number in range(10):
+            {line}
+            yield number, {{"image": np.zeros(self.info.features["image"].shape, np.uint8), "label": number}}
+
+train.dataset, train.data_dir = "squares/large", {data_dir!r}
+messages.explain_errors(lambda: print(train.load_data()[1].element_spec[0].shape))()
+"""
+
+
+def load_own(folder, line="pass", code=0, data_dir=None):
+    """load_data() for a builder of a learner's own, with this line in it; return its output and its errors."""
+    program = folder / "program.py"
+    program.write_text(own_builder.format(root=str(root), line=line, data_dir=data_dir))
+    script = start(program, cwd=folder, data=folder / "default")
+    out, err = map(plain, script.wait())
+    assert script.returncode == code, err
+    assert leftovers(folder / (data_dir or "default")) == []
+    return out, err
+
+
+def test_a_builder_of_ones_own_in_a_folder_of_ones_own(tmp_path):
+    """It has no downloads, but two configurations."""
+    for _ in range(2):
+        out, err = load_own(tmp_path, data_dir="my data")
+        assert "squares/large is in" in out and "(None, 16, 16, 3)" in out and "Traceback" not in err
+    assert (tmp_path / "my data/squares/large/1.0.0").exists() and not (tmp_path / "default").exists()
+
+
+def test_a_mistake_in_a_builder_of_ones_own_is_shown(tmp_path):
+    out, err = load_own(tmp_path, "undefined", code=1)
+    assert "Traceback" in err and "NameError: name 'undefined' is not defined" in err and "later" not in err
+    out, err = load_own(tmp_path, "open('missing')", code=1)
+    assert "Traceback" in err and "FileNotFoundError" in err
+
+
+def test_a_package_that_a_data_set_needs(tmp_path):
+    out, err = load_own(tmp_path, "tfds.core.lazy_imports_lib._try_import('no_such_package')", code=1)
+    assert "squares/large needs another package: No module named 'no_such_package'.\nInstall it" in err
+    assert "later" not in message(err.split("\n\n")[-1])
 
 
 @rare
@@ -303,22 +366,17 @@ def damaged(version, what):
             records.write_bytes(content[:middle] + bytes(100) + content[middle + 100:])
 
 
-def test_damaged_data(tmp_path, tiny, monkeypatch):
-    import tensorflow_datasets as tfds
-
+def test_damaged_data(tmp_path, tiny):
     from support import download
     from support.messages import UserError
     reasons = {"no description": "no description", "garbage for a description": "JSON",
                "another format": "array_record", "gone": "No such file", "empty": "0 instead of 70 images",
                "truncated": "truncated record", "corrupted": "corrupted record"}
-    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
-    builder = tfds.builder
-    monkeypatch.setattr(tfds, "builder", lambda name: builder(name, data_dir=tmp_path))
     for what, reason in reasons.items():
         shutil.copytree(tiny / "cifar10", tmp_path / "cifar10")
         damaged(tmp_path / "cifar10/3.0.2", what)
         with pytest.raises(UserError) as error:
-            download.prepare.__wrapped__("cifar10")  # not what an earlier test had found
+            download.prepare.__wrapped__("cifar10", tmp_path)  # not what an earlier test had found
         text = message(str(error.value))
         assert f"{tmp_path / 'cifar10'} cannot be used" in text and reason in text and "TFDS_DATA_DIR" in text, what
         shutil.rmtree(tmp_path / "cifar10")

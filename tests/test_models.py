@@ -1,5 +1,6 @@
 """Model files of others open here, or the reason is given."""
 import json
+import os
 import shutil
 import sys
 import zipfile
@@ -68,6 +69,17 @@ def test_no_model(tmp_path):
     out, err = run("test.py", cwd=tmp_path, data=tmp_path / "no data", code=1)
     assert f"results/{name}.h5" in message(err) and out == ""
     assert f"python {(root / 'train.py').as_posix()} --fast" in err
+
+
+def test_the_newest_model_is_suggested(small_model, tmp_path, monkeypatch):
+    """If a run is stopped in its first epoch, that is the earlier one of the same name, with the date."""
+    from support import models
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    for number, file in enumerate(["b.h5", "a-20261128-120000.h5", "c.h5"]):
+        shutil.copy(small_model, f"results/{file}")
+        os.utime(f"results/{file}", (number % 2, number % 2))
+    assert Path("results/a-20261128-120000.h5").as_posix() in models.missing(Path("results/a.h5"))
 
 
 def refusal(path):

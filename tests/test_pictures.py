@@ -7,6 +7,7 @@ import struct
 import sys
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,6 +157,32 @@ def test_bad_files_do_not_stop_the_good_ones(folder, photo, tmp_path):
     lines = err.strip().split("\n")
     assert "8 or 16" in lines[-1]
     assert len(lines) == len(bad) and all((tmp_path / file).as_posix() in line for file, line in zip(bad, lines))
+
+
+def test_a_folder_and_a_pattern_are_all_their_pictures(folder, photo, tmp_path):
+    """The shell of Windows does not replace photos/*.jpg; a file may have such a name, too."""
+    (tmp_path / "photos/album").mkdir(parents=True)
+    for file in "a.jpg", "b.png", "c.jpg", "[d].jpg", ".hidden.jpg":
+        photo.save(tmp_path / "photos" / file)
+    found, err = classify(tmp_path, "photos", "photos/?.jpg", "photos/[d].jpg", model=folder / f"results/{name}.h5")
+    files = [Path(file).name for file in found]
+    assert sorted(files) == ["[d].jpg", "a.jpg", "b.png", "c.jpg"] and err == ""
+    out, err = run("test.py", folder / f"results/{name}.h5", "--image", "photos/?.jpg", "photos", cwd=tmp_path,
+                   data=tmp_path)
+    assert out.count("a.jpg: ") == 2 and out.count("b.png: ") == 1
+    found, err = classify(tmp_path, "photos/*.bmp", "photos/album", model=folder / f"results/{name}.h5", code=1)
+    assert found == {} and "*.bmp: cannot be read" in err and "album: cannot be read" in err
+
+
+def test_a_picture_of_an_iphone(folder, tmp_path):
+    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+    found, err = classify(folder, tmp_path / "phone.heic", code=1)
+    assert "(save it as JPEG or PNG)" in err and err.count("phone.heic") == 1
+
+
+def test_a_model_among_the_pictures(folder, tmp_path):
+    out, err = run("test.py", "--image", "a.png", f"results/{name}.h5", cwd=folder, data=tmp_path, code=2)
+    assert f"results/{name}.h5 is a model, not a picture. Name it before --image" in err and out == ""
 
 
 def tags(*entries, prefix=b"Exif\0\0"):
