@@ -103,8 +103,8 @@ def as_batch(small, model, preprocess_image):
 
 
 def files_of(paths):
-    """Return the files: instead of a folder, those in it; instead of a pattern such as photos/*.jpg, which Windows leaves
-    to the program, those that match it."""
+    """Return the files: instead of a folder, those in it; instead of a pattern such as photos/*.jpg, which Windows
+    leaves to the program, those that match it."""
     files = []
     for path in paths:
         found = []
@@ -118,8 +118,8 @@ def files_of(paths):
 
 def classify(model_path, model, paths, preprocess_image, categories):
     """Print which class the model, from the file at `model_path`, gives each picture, and draw the first hundred.
-    `paths` has the pictures' files, or folders of them; `preprocess_image` is that of the training, `categories` has the
-    name of each label. Exit with code 1 if a file is not readable."""
+    `paths` has the pictures' files, or folders of them; `preprocess_image` is that of the training, `categories` has
+    the name of each label. Exit with code 1 if a file is not readable."""
     if len(model.input_shape) != 4 or None in model.input_shape[1:]:
         raise messages.UserError(f"This model is not for pictures of one size: its input is {model.input_shape}.")
     height, width = model.input_shape[1:3]
