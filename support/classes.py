@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from support import messages, pictures
+from support import image_file, messages
 from support.messages import UserError
 
 max_named = 3  # how many of the files that are left out are named
@@ -71,9 +71,9 @@ def read(files, size, names):
     left_out = []
     for path, label, _ in tqdm(files, unit=" files", ncols=79, delay=1, disable=messages.verbose() == 2):
         try:
-            small, upright = pictures.load_image(path, (width, height))
+            small, upright = image_file.load(path, (width, height))
         except Exception as error:  # each of Pillow's readers has exceptions of its own
-            left_out.append(f"{path}: {pictures.why_not_read(error)}")
+            left_out.append(f"{path}: {image_file.why_not_read(error)}")
             continue
         images.append(np.asarray(small))
         labels.append(label)

@@ -1,4 +1,4 @@
-"""The user's pictures, prepared for the model; the report; and a window where there is a display.
+"""The user's pictures, classified; the report; and a window where there is a display.
 Without this, the model can only be tried on CIFAR-10, and a picture is lost where there is no display."""
 import contextlib
 import shutil
@@ -8,12 +8,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from support import files, messages
+from support import files, image_file, messages
 
 no_frame = {"squeeze": False, "subplot_kw": {"frame_on": False, "xticks": [], "yticks": []}}  # cells of a figure
-shown_size = 400  # longest side, in pixels, of a user's picture in the picture of all answers
 max_drawn = 100  # how many of the user's pictures are drawn; Matplotlib cannot save a figure of 460
 
 
@@ -46,45 +44,6 @@ def draw(axes, image, title, **style):
     axes.imshow(image, cmap="gray")  # used for grey images only
     axes.set_anchor("N")  # at the top of its cell; otherwise the layout expects a lower title and cuts it off
     axes.set_title(title, parse_math=False, **style)  # a file's name may have dollar signs, as formulas have
-
-
-def turn_upright(image):
-    """Turn a loaded picture upright, as its camera noted. Damaged metadata make Pillow fail after it has turned the
-    pixels; that does no harm here."""
-    with contextlib.suppress(Exception):  # each way to damage metadata has an exception of its own
-        ImageOps.exif_transpose(image, in_place=True)
-
-
-def load_image(path, size):
-    """Read a picture of any format that Pillow knows; Pillow raises many kinds of errors. Return two RGB PIL.Images:
-    its middle, reduced with antialiasing to `size`, (width, height) in pixels; and the upright picture, at most 400
-    pixels wide and high."""
-    Image.MAX_IMAGE_PIXELS = 100_000_000  # Pillow refuses more than twice this; telephones take 200 megapixels
-    with Image.open(path) as image:
-        side = max(shown_size, *size)
-        image.draft(None, (side, side))  # of a JPEG, only a smaller copy is read, which needs less memory
-        image.load()
-        turn_upright(image)
-        if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-            values = np.asarray(image) / 257  # 16 bits of grey, which convert() would cut off at 255
-            image = Image.fromarray(values.astype(np.uint8))
-        elif image.mode in ("I", "F"):
-            raise ValueError("it has 32 bits of grey, and only 8 or 16 are read")
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image)
-        image = image.convert("RGB")
-    small = ImageOps.fit(image, size, Image.Resampling.BICUBIC)
-    image.thumbnail((shown_size, shown_size))
-    return small, image
-
-
-def why_not_read(error):
-    """Return why load_image() could not read a picture, in a few words."""
-    if isinstance(error, UnidentifiedImageError):  # its text is the path again
-        return "cannot be read: it is no picture, or of a format that Pillow lacks (save it as JPEG or PNG)"
-    return f"cannot be read as a picture: {getattr(error, 'strerror', None) or messages.one_line(error)}"
 
 
 def as_batch(small, model, preprocess_image):
@@ -129,9 +88,9 @@ def classify(model_path, model, paths, preprocess_image, categories):
     for path in paths:
         name = path.encode(errors="backslashreplace").decode()  # it may not be valid Unicode
         try:
-            small, image = load_image(path, (width, height))
+            small, image = image_file.load(path, (width, height))
         except Exception as error:  # each of Pillow's readers has exceptions of its own
-            print(f"{Path(name).absolute()}: {why_not_read(error)}", file=sys.stderr, flush=True)
+            print(f"{Path(name).absolute()}: {image_file.why_not_read(error)}", file=sys.stderr, flush=True)
             continue
         seen, batch = as_batch(small, model, preprocess_image)
         probabilities = model.predict_on_batch(batch)[0]

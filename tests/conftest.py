@@ -233,6 +233,14 @@ def folder(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "trained")
 
 
+@pytest.fixture(scope="session")
+def photo():
+    """A picture that is not square, with a different colour in each corner."""
+    from PIL import Image
+    rows, columns = np.mgrid[:120, :200]
+    return Image.fromarray(np.stack([rows * 2, columns, 255 - rows * 2], axis=-1).astype(np.uint8))
+
+
 def size_and_colours(path):
     """The size of a picture and the number of its colours."""
     from PIL import Image
