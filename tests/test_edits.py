@@ -2,6 +2,7 @@
 import csv
 import json
 import re
+import shutil
 import signal
 import tarfile
 
@@ -455,6 +456,21 @@ def test_another_number_of_classes_is_said_before_the_training(tmp_path, tiny):
     out, err = run(train, *in_one_go, cwd=tmp_path, data=tiny)
     assert "num_classes is 12, but cifar10 has 10 classes: airplane, automobile, bird, " in out.split("Epoch 1/1")[0]
     assert err == ""
+
+
+@rare
+def test_training_further_as_readme_says(tmp_path, tiny):
+    """As it is written there, but for two steps."""
+    text = (root / "README.md").read_text(encoding="utf-8").split("can train a model further")[1]
+    lines = re.search(r"(?:^      .*\n|^\n)+", text, re.M)[0]
+    edited(tmp_path)
+    program = tmp_path / "program.py"
+    program.write_text(re.sub("(?m)^      ", "", lines).replace("781", "2"))
+    (tmp_path / "results").mkdir()
+    shutil.copy(root / "results/fast.h5", tmp_path / "results")
+    script = start(program, cwd=tmp_path, data=tiny)
+    out, err = map(plain, script.wait())
+    assert script.returncode == 0 and "val_accuracy: " in out, err
 
 
 @posix
