@@ -49,7 +49,7 @@ def explain_damage(name, data_dir):
     try:
         yield
     except Exception as error:  # TensorFlow's, protobuf's, the system's
-        folder = Path(data_dir or tfds.core.constants.DATA_DIR, name).absolute()
+        folder = Path(data_dir or tfds.core.constants.DATA_DIR, name).expanduser().absolute()
         if not folder.exists():  # a misspelt name is a mistake in the code
             raise
         raise UserError(f"The data set in {folder} cannot be used: {one_line(error)}.\n"
