@@ -44,9 +44,9 @@ def load_data(batch_size=batch_size):
     Raises messages.UserError if the data set is not there and cannot be downloaded, or if it is damaged.
     Returns ds_train, an endless stream that is reshuffled for every pass; ds_test, all test images once, in a fixed
     order, with a smaller last batch; and info, the tfds.core.DatasetInfo."""
-    download.prepare(dataset, data_dir)  # from a quick mirror; tfds.load alone may take an hour
-    ds_train, info = tfds.load(dataset, data_dir=data_dir, with_info=True, split="train", as_supervised=True)
-    ds_test = tfds.load(dataset, data_dir=data_dir, split="test", as_supervised=True)
+    folder = download.prepare(dataset, data_dir)  # from a quick mirror; tfds.load alone may take an hour
+    ds_train, info = tfds.load(dataset, data_dir=folder, with_info=True, split="train", as_supervised=True)
+    ds_test = tfds.load(dataset, data_dir=folder, split="test", as_supervised=True)
 
     settings = tf.data.Options()
     settings.autotune.enabled = False  # else a thread that tunes tf.data may delay the end of the training by a minute

@@ -54,7 +54,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.run = {
             "options": self.options,
             "network": fingerprint(model, self.variables),
-            "images": checksum(load_data, self.args.batch_size),
+            "images": [steps_per_epoch, checksum(load_data, self.args.batch_size)],
             "precision": model.dtype_policy.name,
             "history": self.history,
         }

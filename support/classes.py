@@ -33,12 +33,12 @@ def from_folder(folder, size):
     if not names:
         raise UserError(f"There are no classes in {Path(folder).absolute()}.\n"
                         "For each class, it needs two folders of pictures, such as train/cat and test/cat.")
-    images, labels = read(files_in(Path(folder, "train"), names), size, names)
-    test_images, test_labels = read(files_in(Path(folder, "test"), names), size, names)
+    images, labels = read(Path(folder, "train"), names, size)
+    test_images, test_labels = read(Path(folder, "test"), names, size)
     for label, name in enumerate(names):
         if label not in labels:
             raise UserError(f"There are no pictures to train on in {Path(folder, 'train', name).absolute()}.\n"
-                            "Put some there, or remove the folders of this class.")
+                            "Put some there; a class has the same name in train and test.")
     if len(test_labels) == 0:
         raise UserError(f"There are no pictures to test on in {Path(folder, 'test').absolute()}.")
     info = SimpleNamespace(
@@ -52,34 +52,37 @@ def from_folder(folder, size):
     return ds_train, ds_test, info
 
 
-def files_in(folder, names):
-    """Return the files in the folders of these classes, a tuple of (path, label, time of its last change)."""
+def read(folder, names, size):
+    """Read the pictures in the folders of these classes. Return images, uint8 (n, height, width, 3), and labels, int64
+    (n,), in a mixed order."""
     files = []
     for label, name in enumerate(names):
-        for path in sorted(Path(folder, name).glob("*")):
-            files.append((path, label, path.lstat().st_mtime))
-    return tuple(files)
+        if (folder / name).is_dir():
+            files += [(path, label, path.lstat().st_mtime) for path in sorted((folder / name).iterdir())]
+    files.sort(key=lambda file: file[0].name.startswith("."))  # others are named first
+    return read_files(folder, names, size, tuple(files))
 
 
 @functools.lru_cache(2)  # of both splits, since load_data() is called up to three times
-def read(files, size, names):
-    """Read those of the files, found by files_in(), that are pictures. Print how many each class has, and what is left
-    out. Return images, uint8 (n, height, width, 3), and labels, int64 (n,)."""
+def read_files(folder, names, size, files):
+    """Read those of the `files`, (path, label, time of its last change), that are pictures. Print how many each class
+    has, and what is left out. Return the same as read()."""
     height, width = size
     images = []
     labels = []
     left_out = []
     for path, label, _ in tqdm(files, unit=" files", ncols=79, delay=1, disable=messages.verbose() == 2):
         try:
+            if path.name.startswith(".") or not path.is_file():
+                raise ValueError("it is hidden, or no file")
             small, upright = image_file.load(path, (width, height))
         except Exception as error:  # each of Pillow's readers has exceptions of its own
             left_out.append(f"{path}: {image_file.why_not_read(error)}")
             continue
         images.append(np.asarray(small))
         labels.append(label)
-    if files:
-        counts = [f"{labels.count(label)} of {name}" for label, name in enumerate(names)]
-        print(f"{files[0][0].parents[1]}: {', '.join(counts)}")
+    counts = [f"{labels.count(label)} of {name}" for label, name in enumerate(names)]
+    print(f"{folder}: {first_of(counts)}")
     if left_out:
         print(f"Left out: {len(left_out)}", *left_out[:max_named], sep="\n  ")
     if len(left_out) > max_named:
@@ -95,8 +98,13 @@ def compare(num_classes, info):
         return
     names = info.features["label"].names
     if len(names) != num_classes:
-        print(f"num_classes is {num_classes}, but {info.name} has {len(names)} classes: "
-              f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}")
+        print(f"num_classes is {num_classes}, but {info.name} has {len(names)}: {first_of(names)}")
+
+
+def first_of(words):
+    """Return the first twenty of the words, as they can be printed."""
+    more = [f"and {len(words) - 20} more"] if len(words) > 20 else []
+    return ", ".join([*words[:20], *more])
 
 
 def check_model(model, categories):

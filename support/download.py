@@ -23,38 +23,39 @@ mirrors = [
 prefix = "incomplete.image-classifier."  # of the folder in which data are downloaded and prepared, up to 400 MB
 network_errors = (requests.RequestException, tfds.core.download.util.DownloadError,
                   tfds.core.download.download_manager.NonMatchingChecksumError)
-disk_errors = (PermissionError, NotADirectoryError, FileExistsError,
-               tf.errors.PermissionDeniedError, tf.errors.ResourceExhaustedError)  # the last one is a full disk
+disk_errors = tf.errors.PermissionDeniedError, tf.errors.ResourceExhaustedError  # the second one is a full disk
 archive_sha256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"  # as registered in TFDS
 
 
 @functools.cache  # once in a process
 def prepare(name, data_dir=None):
     """Download and prepare the data set of this name in TensorFlow Datasets, if need be; read it once, which takes
-    half a second, to see that it is whole. `data_dir` is the folder for all data sets; None is that of TensorFlow
-    Datasets. Raises UserError, which says what is wrong and what to do."""
-    with explain_damage(name, data_dir):
-        builder = tfds.builder(name, data_dir=data_dir)
+    half a second, to see that it is whole. Return the folder for all data sets: `data_dir`, or that of TensorFlow
+    Datasets if it is None. Raises UserError, which says what is wrong and what to do."""
+    root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    with explain_damage(root / name):
+        builder = tfds.builder(name, data_dir=root)
     folder = Path(builder.data_dir)
     if not folder.exists():
-        download(name, builder)
-    with explain_damage(name, data_dir):
-        check(tfds.builder(name, data_dir=data_dir))
+        download(name, root, folder)
+    with explain_damage(root / name):
+        check(tfds.builder(name, data_dir=root))
     print(f"{name} is in {folder}")
+    return root
 
 
 @contextlib.contextmanager
-def explain_damage(name, data_dir):
-    """Raise UserError instead of an error for which the data set that is there must be the reason."""
+def explain_damage(folder):
+    """Raise UserError instead of an error for which the data set in the folder must be the reason."""
     try:
         yield
     except Exception as error:  # TensorFlow's, protobuf's, the system's
-        folder = Path(data_dir or tfds.core.constants.DATA_DIR, name).expanduser().absolute()
-        if not folder.exists():  # a misspelt name is a mistake in the code
+        mistakes = NameError, TypeError, AttributeError, LookupError  # in a builder of one's own
+        if isinstance(error, mistakes) or isinstance(error.__cause__, mistakes) or not folder.exists():
             raise
-        raise UserError(f"The data set in {folder} cannot be used: {one_line(error)}.\n"
-                        "Delete it or move it elsewhere, or set TFDS_DATA_DIR to another folder;\n"
-                        "then run the same command again.") from error
+        raise UserError(f"The data set in {folder.absolute()} cannot be used: {one_line(error)}.\n"
+                        "Delete it or move it elsewhere, or choose another folder (data_dir in train.py, or\n"
+                        "TFDS_DATA_DIR); then run the same command again.") from error
 
 
 def check(builder):
@@ -68,37 +69,39 @@ def check(builder):
             raise ValueError(f"{split.name} has {found} instead of {split.num_examples} images")
 
 
-def download(name, builder):
-    """Download the data set of the tfds.core.DatasetBuilder and prepare it, in a folder of its own in the data folder;
-    then move it to its place. An error that is neither the network's nor the disk's is raised as it is."""
-    root = Path(builder.data_dir_root).absolute()
-    folder = Path(builder.data_dir)
-    downloads = root / "downloads"
-    urls = builder.url_infos or {}  # a builder of one's own may have none
+def download(name, root, folder):
+    """Download the data set of this name and prepare it, in a folder of its own in the data folder `root`; then move it
+    to `folder`. An error that is neither the network's nor the disk's is raised as it is."""
+    downloads = root.absolute() / "downloads"
+    archive = downloads / "manual" / "cifar-10-binary.tar.gz"
+    try:
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        delete_old(root)
+        incomplete = tempfile.TemporaryDirectory(prefix=prefix, dir=downloads.parent, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise UserError(cannot_write(error.filename or root, error)) from error
     state = random.getstate()  # TFDS uses up random numbers; the same seed must give the same model after a download
     try:
-        downloads.mkdir(parents=True, exist_ok=True)
-        delete_old(root)
-        print(f"Getting {name} ({sum(info.size for info in urls.values()) / 2**20:.0f} MiB) into {downloads}\n"
-              f"and preparing it in {folder}. This happens only once.")
-        with tempfile.TemporaryDirectory(prefix=prefix, dir=root, ignore_cleanup_errors=True) as incomplete:
-            progress["incomplete"] = incomplete
+        with incomplete as made:
+            progress["incomplete"] = made
+            builder = tfds.builder(name, data_dir=made)
+            urls = builder.url_infos or {}  # a builder of one's own may have none
+            print(f"Getting {name} ({sum(info.size for info in urls.values()) / 2**20:.0f} MiB) into {downloads}\n"
+                  f"and preparing it in {folder}. This happens only once.")
             if name == "cifar10":
-                archive = downloads / "manual" / "cifar-10-binary.tar.gz"
-                fetch_archive(archive, Path(incomplete), next(iter(urls)))
+                fetch_archive(archive, Path(made), next(iter(urls)))
             elif urls:
                 requests.head(next(iter(urls)), timeout=(10, 30))  # TFDS would try for minutes
-            config = tfds.download.DownloadConfig(extract_dir=Path(incomplete, "extracted"))
-            copy = tfds.builder(name, data_dir=incomplete)
-            copy.download_and_prepare(download_dir=downloads, download_config=config)
+            config = tfds.download.DownloadConfig(extract_dir=Path(made, "extracted"))
+            builder.download_and_prepare(download_dir=downloads, download_config=config)
             folder.parent.mkdir(parents=True, exist_ok=True)
             if not folder.exists():  # else another process was quicker
-                Path(copy.data_dir).rename(folder)
+                Path(builder.data_dir).rename(folder)
     except network_errors as error:
         raise UserError(f"{name} could not be downloaded: {cause(error)}\nTry again later.") from error
     except disk_errors as error:
-        raise UserError(cannot_write(getattr(error, "filename", None) or folder, error)) from error
-    except ImportError as error:
+        raise UserError(cannot_write(folder, error)) from error
+    except ModuleNotFoundError as error:
         reason = str(error).splitlines()[0]  # No module named 'scipy'
         raise UserError(f"{name} needs another package: {reason}.\n"
                         "Install it with pip, then run the same command again.") from error
@@ -123,7 +126,6 @@ def fetch_archive(archive, incomplete, original):
             raise UserError(f"{archive} is not the archive of CIFAR-10:\n"
                             f"its SHA-256 should be {archive_sha256}. Replace it, or delete it.")
         return
-    archive.parent.mkdir(exist_ok=True)
     for url in [*mirrors, original]:
         try:
             with tqdm(total=1, unit="B", unit_scale=True, ncols=79, delay=0.5) as bar:  # pooch sets the real total

@@ -22,7 +22,9 @@ def load(path, size):
     its middle, reduced with antialiasing to `size`, (width, height) in pixels; and the upright picture, at most 400
     pixels wide and high."""
     Image.MAX_IMAGE_PIXELS = 100_000_000  # Pillow refuses more than twice this; telephones take 200 megapixels
-    with Image.open(path) as image:
+    Image.init()
+    formats = [name for name in Image.OPEN if name != "EPS"]  # EPS is a program, for which it starts Ghostscript
+    with Image.open(path, formats=formats) as image:
         side = max(shown_size, *size)
         image.draft(None, (side, side))  # of a JPEG, only a smaller copy is read, which needs less memory
         image.load()

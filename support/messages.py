@@ -45,7 +45,7 @@ def explain(error):
     """Return the message for an error that the user's computer can cause; None for a mistake in the code."""
     if isinstance(error, UserError):
         return str(error)
-    disk = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO
+    disk = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES
     if isinstance(error, OSError) and error.errno in disk:
         return cannot_write(error.filename, error)
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":  # Python's, TensorFlow's

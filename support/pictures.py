@@ -63,15 +63,15 @@ def as_batch(small, model, preprocess_image):
 
 def files_of(paths):
     """Return the files: instead of a folder, those in it; instead of a pattern such as photos/*.jpg, which Windows
-    leaves to the program, those that match it."""
+    leaves to the program, those that match it. Hidden ones are left out."""
     files = []
     for path in paths:
         found = []
         if Path(path).is_dir():
-            found = [file for file in Path(path).glob("[!.]*") if file.is_file()]
+            found = Path(path).glob("[!.]*")
         elif "*" in path or "?" in path:
             found = Path(path).parent.glob(Path(path).name)
-        files += sorted(map(str, found)) or [path]
+        files += sorted(str(file) for file in found if file.is_file() and file.name[0] != ".") or [path]
     return files
 
 

@@ -113,7 +113,7 @@ def test_fewer_epochs_make_a_model_of_what_is_finished(half, tiny):
     assert len(curves(half / "logs" / name)["train/epoch_loss"]) == 3
 
 
-def resume(folder, monkeypatch, model, load_data, **changes):
+def resume(folder, monkeypatch, model, load_data, steps=3, **changes):
     """Resume the interrupted run in a folder with this model, in this process; return the number of its epochs."""
     import tensorflow as tf
 
@@ -121,7 +121,7 @@ def resume(folder, monkeypatch, model, load_data, **changes):
     monkeypatch.chdir(folder)
     args = {"fast": False, "augment": False, "epochs": 4, "batch_size": 20, "seed": 1, "name": name, "restart": False}
     callback = Checkpoint(Namespace(**{**args, **changes}))
-    stream = callback.begin_or_resume(model, tf.data.Dataset.range(100), 3, load_data)
+    stream = callback.begin_or_resume(model, tf.data.Dataset.range(100), steps, load_data)
     assert int(next(iter(stream))) == (0 if changes.get("restart") else callback.initial_epoch * 3)
     return callback.initial_epoch
 
@@ -175,6 +175,8 @@ def test_other_images_are_no_continuation(half, monkeypatch, load_data):
             resume(half, monkeypatch, other, changed(load_data, change))
         reason = "other images or labels" if other is model else "another network"
         assert reason in message(str(error.value)) and "--restart" in str(error.value)
+    with pytest.raises(UserError, match="other images or labels"):
+        resume(half, monkeypatch, model, load_data, steps=4)
     assert resume(half, monkeypatch, model, load_data) >= 2
 
 

@@ -64,7 +64,7 @@ def test_the_order_is_mixed_and_always_the_same(folder):
         picture(folder / f"train/{'cat' if number < 20 else 'dog'}/{number}.png", (number, 0, 0))
     first = loaded(folder)[1]
     assert list(first) != sorted(first)
-    classes.read.cache_clear()
+    classes.read_files.cache_clear()
     assert list(loaded(folder)[1]) == list(first)
 
 
@@ -86,9 +86,14 @@ def test_every_format_counts_and_what_is_no_picture_is_named(folder, capsys):
     assert (labels == 0).sum() == 9 and info.splits["train"].num_examples == 10
     out = capsys.readouterr().out
     assert "train: 9 of cat, 1 of dog\nLeft out: 5\n" in out
-    assert f"  {cat / '._a.jpg'}: cannot be read: it is no picture, or of a format that Pillow lacks" in out
+    assert f"  {cat / 'album'}: cannot be read as a picture: it is hidden, or no file" in out
     assert f"  {cat / 'cut.jpg'}: cannot be read as a picture: image file is truncated" in out
-    assert "  and 2 more\n" in out
+    assert f"  {cat / 'notes.txt'}: cannot be read: it is no picture, or of a format that Pillow lacks" in out
+    assert "  and 2 more\n" in out and "._a.jpg" not in out, "a hidden file is named before others"
+    (cat / "cut.jpg").unlink()
+    (cat / "album").rmdir()
+    loaded(folder)
+    assert f"  {cat / '._a.jpg'}: cannot be read as a picture: it is hidden, or no file" in capsys.readouterr().out
 
 
 def test_hidden_folders_are_no_classes(folder):
@@ -139,4 +144,4 @@ def test_a_data_set_with_another_number_of_classes(capsys):
     classes.compare(10, SimpleNamespace(name="x", features={}))
     assert capsys.readouterr().out == ""
     classes.compare(10, info)
-    assert capsys.readouterr().out.startswith("num_classes is 10, but x has 100 classes: 0, 1, 2, 3, ")
+    assert capsys.readouterr().out.startswith("num_classes is 10, but x has 100: 0, 1, 2, 3, ")

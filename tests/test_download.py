@@ -213,17 +213,19 @@ def load_own(folder, line="pass", code=0, data_dir=None):
     """load_data() for a builder of a learner's own, with this line in it; return its output and its errors."""
     program = folder / "program.py"
     program.write_text(own_builder.format(root=str(root), line=line, data_dir=data_dir))
-    script = start(program, cwd=folder, data=folder / "default")
+    env = environment(folder / "default", HOME=str(folder), USERPROFILE=str(folder))
+    script = start(program, cwd=folder, data=folder / "default", env=env)
     out, err = map(plain, script.wait())
     assert script.returncode == code, err
-    assert leftovers(folder / (data_dir or "default")) == []
+    assert leftovers(folder) == []
     return out, err
 
 
-def test_a_builder_of_ones_own_in_a_folder_of_ones_own(tmp_path):
+@pytest.mark.parametrize("data_dir", ["my data", "~/my data"])
+def test_a_builder_of_ones_own_in_a_folder_of_ones_own(data_dir, tmp_path):
     """It has no downloads, but two configurations."""
     for _ in range(2):
-        out, err = load_own(tmp_path, data_dir="my data")
+        out, err = load_own(tmp_path, data_dir=data_dir)
         assert "squares/large is in" in out and "(None, 16, 16, 3)" in out and "Traceback" not in err
     assert (tmp_path / "my data/squares/large/1.0.0").exists() and not (tmp_path / "default").exists()
 
@@ -231,8 +233,14 @@ def test_a_builder_of_ones_own_in_a_folder_of_ones_own(tmp_path):
 def test_a_mistake_in_a_builder_of_ones_own_is_shown(tmp_path):
     out, err = load_own(tmp_path, "undefined", code=1)
     assert "Traceback" in err and "NameError: name 'undefined' is not defined" in err and "later" not in err
-    out, err = load_own(tmp_path, "open('missing')", code=1)
-    assert "Traceback" in err and "FileNotFoundError" in err
+    for line, reason in ("open('missing')", "FileNotFoundError"), ("from keras.layers import Conv3", "ImportError"), \
+            ("open(sys.executable + '/x')", "NotADirectoryError"):
+        out, err = load_own(tmp_path, line, code=1)
+        assert "Traceback" in err and reason in err, err
+    load_own(tmp_path)  # its data are there; then a mistake is made
+    out, err = load_own(tmp_path, "pass\n\n    def _info(self):\n        undefined\n\n    def rest(self):\n"
+                        "        for number in []:\n            pass", code=1)
+    assert "Traceback" in err and "NameError" in err and "cannot be used" not in err
 
 
 def test_a_package_that_a_data_set_needs(tmp_path):

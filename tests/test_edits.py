@@ -454,7 +454,7 @@ def test_ones_own_classes_learn_and_new_pictures_count(tmp_path):
 def test_another_number_of_classes_is_said_before_the_training(tmp_path, tiny):
     train = edited(tmp_path, smaller, ("num_classes = 10", "num_classes = 12"))
     out, err = run(train, *in_one_go, cwd=tmp_path, data=tiny)
-    assert "num_classes is 12, but cifar10 has 10 classes: airplane, automobile, bird, " in out.split("Epoch 1/1")[0]
+    assert "num_classes is 12, but cifar10 has 10: airplane, automobile, bird, " in out.split("Epoch 1/1")[0]
     assert err == ""
 
 

@@ -1,10 +1,13 @@
 """Pictures of every kind are read upright, in the right colours, whatever their metadata."""
+import os
 import struct
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+
+from conftest import posix
 
 
 def load_image(path):
@@ -47,6 +50,19 @@ def test_middle_square_turned_as_the_camera_was_held(tmp_path):
     exif[0x0112] = 3  # upside down
     pixels = seen(picture, tmp_path / "turned.jpg", exif=exif, quality=100)
     assert pixels[:14, :, 1].max() < 60 and pixels[18:, :, 1].min() > 195
+
+
+@posix
+def test_a_program_is_no_picture(tmp_path, monkeypatch):
+    """For EPS, Pillow would start Ghostscript."""
+    mark = tmp_path / "mark"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch '{mark}'\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "photo.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(UnidentifiedImageError):
+        load_image(tmp_path / "photo.jpg")
+    assert not mark.exists()
 
 
 def test_reduced_with_antialiasing(tmp_path):

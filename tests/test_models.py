@@ -251,7 +251,7 @@ def refused(path, reason):
 @pytest.mark.parametrize("kind", elsewhere)
 def test_weights_that_are_elsewhere_are_refused(kind, evil):
     change_weights(evil, elsewhere[kind])
-    refused(evil, "Not allowed: H5 " if evil.suffix == ".h5" else "could not be loaded")
+    refused(evil, "Not allowed: H5 " if evil.suffix == ".h5" else "cannot be loaded as a Keras model")
 
 
 @pytest.mark.parametrize("evil", [".h5"], indirect=True)

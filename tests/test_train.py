@@ -33,7 +33,10 @@ def test_network(capsys):
 def stored(split):
     """The images of a split in the order of the files, after `load`."""
     import tensorflow_datasets as tfds
-    images, labels = take(tfds.builder("cifar10").as_dataset(split, as_supervised=True).batch(100), 1000)
+
+    import train
+    builder = tfds.builder("cifar10", data_dir=train.data_dir)
+    images, labels = take(builder.as_dataset(split, as_supervised=True).batch(100), 1000)
     return keys(as_floats(images), labels)
 
 
