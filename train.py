@@ -33,8 +33,8 @@ model_name = "cifar10-model-v1"
 
 
 def preprocess_image(image, label):
-    """Return an image as the network gets it, float32 in [0, 1], from uint8 in 0..255; and its label, unchanged.
-    It works on whole batches, too. test.py --image prepares pictures with it."""
+    """Return a batch of images as the network gets them, float32 in [0, 1], from uint8 in 0..255; and their labels,
+    unchanged. test.py --image prepares pictures with it, too."""
     image = tf.image.convert_image_dtype(image, tf.float32)
     return image, label
 

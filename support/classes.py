@@ -24,7 +24,7 @@ def categories(folder):
 
 
 def from_folder(folder, size):
-    """Read the pictures in FOLDER/train/CLASS and FOLDER/test/CLASS, of any format that Pillow knows. The middle of
+    """Read the pictures in FOLDER/train/CLASS and FOLDER/test/CLASS, of the formats that --image takes. The middle of
     each is reduced to `size`, (height, width) in pixels. Print how many each class has, and what is left out.
     Return ds_train and ds_test, tf.data.Datasets of images, uint8 (height, width, 3), and labels, int64, in a mixed
     order that is always the same; and info, with `name`, `features` and `splits` like a tfds.core.DatasetInfo.
@@ -65,17 +65,18 @@ def read(folder, names, size):
 
 @functools.lru_cache(2)  # of both splits, since load_data() is called up to three times
 def read_files(folder, names, size, files):
-    """Read those of the `files`, (path, label, time of its last change), that are pictures. Print how many each class
-    has, and what is left out. Return the same as read()."""
+    """Read those of the `files`, (path, label, time of its last change), that are pictures; if one has changed, all are
+    read again. Print how many each class has, and what is left out. Return the same as read()."""
     height, width = size
     images = []
     labels = []
     left_out = []
     for path, label, _ in tqdm(files, unit=" files", ncols=79, delay=1, disable=messages.verbose() == 2):
+        if path.name.startswith(".") or not path.is_file():
+            left_out.append(f"{path}: it is hidden, or no file")
+            continue
         try:
-            if path.name.startswith(".") or not path.is_file():
-                raise ValueError("it is hidden, or no file")
-            small, upright = image_file.load(path, (width, height))
+            small, _ = image_file.load(path, (width, height))
         except Exception as error:  # each of Pillow's readers has exceptions of its own
             left_out.append(f"{path}: {image_file.why_not_read(error)}")
             continue
@@ -88,7 +89,7 @@ def read_files(folder, names, size, files):
     if len(left_out) > max_named:
         print(f"  and {len(left_out) - max_named} more")
     order = np.random.default_rng(0).permutation(len(labels))  # they are sorted by class
-    images = np.array(images, np.uint8).reshape(-1, height, width, 3)
+    images = np.array(images, np.uint8).reshape(-1, height, width, 3)  # there may be none
     return images[order], np.array(labels, np.int64)[order]
 
 
@@ -102,7 +103,7 @@ def compare(num_classes, info):
 
 
 def first_of(words):
-    """Return the first twenty of the words, as they can be printed."""
+    """Return a text with the first twenty of the words."""
     more = [f"and {len(words) - 20} more"] if len(words) > 20 else []
     return ", ".join([*words[:20], *more])
 

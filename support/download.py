@@ -29,8 +29,8 @@ archive_sha256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1
 
 @functools.cache  # once in a process
 def prepare(name, data_dir=None):
-    """Download and prepare the data set of this name in TensorFlow Datasets, if need be; read it once, which takes
-    half a second, to see that it is whole. Return the folder for all data sets: `data_dir`, or that of TensorFlow
+    """Download and prepare the data set of this name in TensorFlow Datasets, if need be; read it once, to see that it
+    is whole (half a second for CIFAR-10). Return the folder for all data sets: `data_dir`, or that of TensorFlow
     Datasets if it is None. Raises UserError, which says what is wrong and what to do."""
     root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     with explain_damage(root / name):
@@ -77,7 +77,7 @@ def download(name, root, folder):
     try:
         archive.parent.mkdir(parents=True, exist_ok=True)
         delete_old(root)
-        incomplete = tempfile.TemporaryDirectory(prefix=prefix, dir=downloads.parent, ignore_cleanup_errors=True)
+        incomplete = tempfile.TemporaryDirectory(prefix=prefix, dir=root.absolute(), ignore_cleanup_errors=True)
     except OSError as error:
         raise UserError(cannot_write(error.filename or root, error)) from error
     state = random.getstate()  # TFDS uses up random numbers; the same seed must give the same model after a download

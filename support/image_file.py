@@ -1,5 +1,5 @@
-"""A picture from a file, of any format that Pillow knows, as the model gets it and as it is shown.
-Without this, pictures of telephones lie on their side, and many formats come out wrong."""
+"""A picture from a file, of nearly any format that Pillow knows, as the model gets it and as it is shown.
+Without this, photos of telephones lie on their side, and many formats come out wrong."""
 import contextlib
 
 import numpy as np

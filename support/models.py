@@ -75,7 +75,7 @@ def gives_probabilities(model):
         return True
     size = [length or 96 for length in model.input_shape[1:]]  # of a model for images of any size
     if math.prod(size) > 100_000_000:
-        raise ValueError(f"It is for images of {size} values, which no picture has.")
+        raise ValueError(f"It is for images of {size} values, which are too many.")
     answers = np.asarray(model(np.random.default_rng(0).random((2, *size), np.float32)))
     return answers.min() >= 0 and np.allclose(answers.sum(axis=-1), 1, atol=0.01)
 

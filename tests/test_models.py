@@ -333,4 +333,4 @@ def test_a_network_that_asks_for_terabytes_is_refused(evil):
 def test_images_that_need_terabytes_are_refused(tmp_path):
     path = write_model(tmp_path / "model.h5", "L.Conv2D(10, 3, activation='softmax')", "L.GlobalAveragePooling2D()",
                        shape=(200_000, 200_000, 3))
-    assert "which no picture has" in refusal(path)
+    assert "which are too many" in refusal(path)
