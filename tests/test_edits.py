@@ -397,7 +397,8 @@ def own_classes(folder, *classes):
     """Edit the project in a folder as README says for one's own classes, and make pictures of these classes."""
     text = (root / "README.md").read_text(encoding="utf-8").split("## Your own classes")[1]
     for_load_data, for_test = re.findall(r"(?:^    .*\n)+", text, re.M)[:2]
-    loading = re.search(r"    folder = download\.prepare.*?(?=\n    settings =)", (root / "train.py").read_text(), re.S)[0]
+    source = (root / "train.py").read_text(encoding="utf-8")
+    loading = re.search(r"    folder = download\.prepare.*?(?=\n    settings =)", source, re.S)[0]
     train = edited(folder, smaller, ("num_classes = 10", f"num_classes = {len(classes)}"), (loading, for_load_data))
     names = re.search(r"categories = \{.*?\n\}\n", (root / "test.py").read_text(), re.S)[0]
     edited(folder, (names, re.sub("(?m)^    ", "", for_test)), script="test.py")

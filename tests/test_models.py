@@ -79,7 +79,7 @@ def test_the_newest_model_is_suggested(small_model, tmp_path, monkeypatch):
     for number, file in enumerate(["b.h5", "a-20261128-120000.h5", "c.h5"]):
         shutil.copy(small_model, f"results/{file}")
         os.utime(f"results/{file}", (number % 2, number % 2))
-    assert Path("results/a-20261128-120000.h5").as_posix() in models.missing(Path("results/a.h5"))
+    assert "a-20261128-120000.h5" in models.missing(Path("results/a.h5"))
 
 
 def refusal(path):
