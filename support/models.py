@@ -31,10 +31,10 @@ def load_model(path):
         if not gives_probabilities(model):  # but scores (logits)
             model = keras.Sequential([model, keras.layers.Softmax()])
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-        raise UserError(f"{path.absolute()} cannot be loaded:\n"
+        raise UserError(f"{path.absolute()} cannot be loaded: "
                         "its network needs more memory than this computer has.") from error
     except Exception as error:  # whatever h5py, json or Keras make of a corrupt file
-        raise UserError(f"{path.absolute()} cannot be loaded as a Keras model:\n{one_line(error, 300)}\n"
+        raise UserError(f"{path.absolute()} cannot be loaded as a Keras model: {one_line(error)}\n"
                         f"If the file is incomplete, make a new one: python {beside('train.py')}") from error
     model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
