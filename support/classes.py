@@ -9,8 +9,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from support import image_file, messages
-from support.messages import UserError
+from support import image_file
+from support.messages import UserError, verbose
 
 max_named = 3  # how many of the files that are left out are named
 
@@ -71,7 +71,7 @@ def read_files(folder, names, size, files):
     images = []
     labels = []
     left_out = []
-    for path, label, _ in tqdm(files, unit=" files", ncols=79, delay=1, disable=messages.verbose() == 2):
+    for path, label, _ in tqdm(files, unit=" files", ncols=79, delay=1, disable=verbose() == 2):
         if path.name.startswith(".") or not path.is_file():
             left_out.append(f"{path}: it is hidden, or no file")
             continue

@@ -38,8 +38,9 @@ def prepare(name, data_dir=None):
     folder = Path(builder.data_dir)
     if not folder.exists():
         download(name, root, folder)
+        builder = tfds.builder(name, data_dir=root)
     with explain_damage(root / name):
-        check(tfds.builder(name, data_dir=root))
+        check(builder)
     print(f"{name} is in {folder}")
     return root
 

@@ -18,9 +18,9 @@ def turn_upright(image):
 
 
 def load(path, size):
-    """Read a picture of any format that Pillow knows; Pillow raises many kinds of errors. Return two RGB PIL.Images:
-    its middle, reduced with antialiasing to `size`, (width, height) in pixels; and the upright picture, at most 400
-    pixels wide and high."""
+    """Read a picture of any format that Pillow knows, but EPS; Pillow raises many kinds of errors. Return two RGB
+    PIL.Images: its middle, reduced with antialiasing to `size`, (width, height) in pixels; and the upright picture, at
+    most 400 pixels wide and high."""
     Image.MAX_IMAGE_PIXELS = 100_000_000  # Pillow refuses more than twice this; telephones take 200 megapixels
     Image.init()
     formats = [name for name in Image.OPEN if name != "EPS"]  # EPS is a program, for which it starts Ghostscript

@@ -68,7 +68,7 @@ def files_of(paths):
     for path in paths:
         found = []
         if Path(path).is_dir():
-            found = Path(path).glob("[!.]*")
+            found = Path(path).glob("*")
         elif "*" in path or "?" in path:
             found = Path(path).parent.glob(Path(path).name)
         files += sorted(str(file) for file in found if file.is_file() and file.name[0] != ".") or [path]

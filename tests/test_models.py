@@ -177,7 +177,7 @@ def change_weights(path, edit):
 
 
 def kernel_in(file):
-    """The path of the kernel in an open model file: with its group, and with the group around that."""
+    """The path of the kernel in an open file of weights."""
     found = []
     file.visititems(lambda name, part: found.append(name) if getattr(part, "shape", None) == (3072, 10) else None)
     return found[0]
@@ -292,7 +292,7 @@ def test_code_and_other_files_are_refused(kind, evil, tmp_path):
     code = keras.layers.Lambda(eval(f"lambda images: (open({str(mark)!r}, 'w').close(), images)[1]"))
     system = {"module": "os", "class_name": "function", "config": "system", "registered_name": None}
     layer = {
-        "code": {**a_layer("Lambda"), **keras.saving.serialize_keras_object(code)},
+        "code": keras.saving.serialize_keras_object(code),
         "os.system, a layer": a_layer("system", "os", command=f"echo > {mark}"),
         "os.system, an activation": a_layer("Activation", activation=system),
         "get_file": a_layer("get_file", "keras.utils", fname=str(mark), origin=secret.as_uri()),
@@ -300,7 +300,7 @@ def test_code_and_other_files_are_refused(kind, evil, tmp_path):
         "a vocabulary": a_layer("StringLookup", vocabulary=str(secret)),
     }[kind]
     change(evil, lambda layers: layers.insert(1, layer))
-    refused(evil, "cannot be loaded as a Keras model")
+    refused(evil, "Lambda" if kind == "code" else "cannot be loaded as a Keras model")
     assert not mark.exists()
 
 
