@@ -14,6 +14,7 @@ from support.messages import UserError, one_line
 fast_epochs = 2
 adam_peak = 0.002  # highest learning rate of Adam, for 3 epochs of batches of 64; longer runs have lower ones
 muon_peak = 0.003  # the same for Muon
+widest_block = 128  # columns of a kernel that Muon takes at once
 beta_2 = 0.99  # how slowly Adam forgets the size of gradients; its usual 0.999 is for longer runs
 gain = 0.4  # size of the initial values; small ones change direction faster
 smoothing = 0.1  # part of each label that is spread over all classes
@@ -77,8 +78,8 @@ def fast_copy(model, load_data, steps_per_epoch, args, precision=None):
     old = len(with_kernels) - len(new)
     but = f" (but not for {old} of {len(with_kernels)} layers: frozen, or not new)" if old else ""
     initial = "orthogonal initial values" if new else "no other initial values"
-    convolutions = any(is_convolution(variable) for variable in copy.trainable_variables)
-    optimizers = "Muon for the convolutions, Adam for the rest" if convolutions else "Adam"
+    kernels = kernels_for_muon(copy.trainable_variables)
+    optimizers = "Muon for all kernels but the last, Adam for the rest" if kernels else "Adam"
     print(f"Fast recipe: {length} in {precision}, {amount} dropout, {labels},\n"
           f"{initial}{but}{whitened}; {optimizers};\n"
           f"learning rates rise to {scale * muon_peak:.2g} and {scale * adam_peak:.2g}, then fall to 0")
@@ -203,37 +204,51 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
         return self.peak * tf.minimum(done / self.warm_up, (1 - done) / (1 - self.warm_up))
 
 
-def is_convolution(variable):
-    """Return whether a variable is the kernel of a convolution. A depthwise one does not count: it has no matrix."""
-    return len(variable.shape) == 4 and variable.shape[-1] > 1
+def kernels_for_muon(variables):
+    """Return the kernels of convolutions and Dense layers, all but the last, which learns better with Adam. One with a
+    single column does not count: it has no directions. A depthwise convolution is such a one."""
+    return [variable for variable in variables if len(variable.shape) in (2, 4) and variable.shape[-1] > 1][:-1]
 
 
 class Muon(keras.optimizers.Adam):
-    """Muon (https://kellerjordan.github.io/posts/muon/) for convolutions, which Keras' own does not support, and Adam.
-    Muon makes the singular values of each update about equal, so that a kernel learns in all directions at once."""
+    """Muon (https://kellerjordan.github.io/posts/muon/) for all kernels but the last, and Adam for the rest; Keras' own
+    Muon does not support convolutions. It makes the singular values of each update about equal, so that a kernel
+    learns in all directions at once; here, those of each block of columns, since a whole Dense layer takes too long."""
 
     muon_share = muon_peak / adam_peak  # Muon's learning rate as a part of Adam's
 
     def build(self, variables):
         super().build(variables)
         self.muon_momentums = {}
-        for variable in variables:
-            if is_convolution(variable):
-                self.muon_momentums[variable.value.ref()] = self.add_variable_from_reference(variable, "muon_momentum")
+        for kernel in kernels_for_muon(variables):
+            self.muon_momentums[kernel.value.ref()] = self.add_variable_from_reference(kernel, "muon_momentum")
 
     def update_step(self, gradient, variable, learning_rate):
         momentum = self.muon_momentums.get(variable.ref())  # here, it is TensorFlow's variable
         if momentum is None:
             return super().update_step(gradient, variable, learning_rate)
         self.assign(momentum, 0.95 * momentum + gradient)
-        matrix = tf.reshape(gradient + 0.95 * momentum, (-1, variable.shape[-1]))  # (3 * 3 * channels, filters)
-        rows, columns = matrix.shape
-        matrix /= tf.norm(matrix) + 1e-7
-        for _ in range(5):  # Newton-Schulz iterations, with the published coefficients
-            gram = tf.matmul(matrix, matrix, transpose_a=True)
-            matrix = 3.4445 * matrix + matrix @ (2.0315 * gram @ gram - 4.7750 * gram)
-        rate = learning_rate * self.muon_share * max(1, rows / columns) ** 0.5
-        self.assign_sub(variable, rate * tf.reshape(matrix, variable.shape))
+        columns = variable.shape[-1]
+        width = max(n for n in range(1, widest_block + 1) if columns % n == 0)
+        blocks = tf.reshape(gradient + 0.95 * momentum, (-1, columns // width, width))
+        blocks = orthogonal(tf.transpose(blocks, (1, 0, 2)))  # (blocks, rows, width); rows are 3 * 3 * channels
+        update = tf.reshape(tf.transpose(blocks, (1, 0, 2)), variable.shape)
+        rate = learning_rate * self.muon_share * max(1, blocks.shape[1] / width) ** 0.5
+        self.assign_sub(variable, rate * update)
+
+
+def orthogonal(matrices):
+    """Return matrices, float (n, rows, columns), with the same singular vectors, and singular values of about 1.
+    These are five Newton-Schulz iterations with Muon's published coefficients. Each would multiply the matrices by a
+    polynomial of their Gram matrices; to multiply these small ones first gives the same, and is quicker."""
+    matrices /= tf.norm(matrices, axis=(1, 2), keepdims=True) + 1e-7
+    gram = tf.matmul(matrices, matrices, transpose_a=True)
+    product = identity = tf.eye(gram.shape[-1])
+    for _ in range(5):
+        factor = 3.4445 * identity - 4.7750 * gram + 2.0315 * gram @ gram
+        gram = factor @ gram @ factor
+        product = product @ factor
+    return matrices @ product
 
 
 def augment(ds_train, steps_per_epoch, first_epoch=0):

@@ -145,21 +145,28 @@ def test_it_whitens_what_other_layers_make_of_the_images(load):
     assert (outputs[:, :16].std(axis=0) < 1.1 * recipe.gain).all() and outputs[:, 15].std() > 0.9 * recipe.gain
 
 
-def test_muon_makes_singular_values_about_equal():
+@pytest.mark.parametrize("shape, width", [((3, 3, 8, 16), 16), ((300, 256), 128), ((300, 200), 100)])
+def test_muon_makes_the_singular_values_of_blocks_about_equal(shape, width):
     import keras
     import tensorflow as tf
 
     from support import recipe
     random = np.random.default_rng(0)
-    kernel, bias = (keras.Variable(np.zeros(shape, np.float32)) for shape in ((3, 3, 8, 16), (16,)))
-    gradients = [random.normal(size=(72, 4)) @ np.diag([100, 10, 1, 0.5]) @ random.normal(size=(4, 16)),
-                 random.normal(size=16)]
+    kernel, bias, last = (keras.Variable(np.zeros(size, np.float32)) for size in (shape, (16,), (5, 3)))
+    rows = np.prod(shape[:-1])
+    left, right = random.normal(size=(rows, 4)), random.normal(size=(4, shape[-1]))
+    gradients = [(left @ np.diag([100, 10, 1, 0.5]) @ right).reshape(shape), random.normal(size=16),
+                 random.normal(size=(5, 3))]
     optimizer = recipe.Muon(recipe.adam_peak)
-    optimizer.build([kernel, bias])
-    optimizer.apply([tf.constant(gradients[0].reshape(3, 3, 8, 16), tf.float32), tf.constant(gradients[1], tf.float32)])
-    change = np.linalg.svd(-kernel.numpy().reshape(72, 16) / recipe.muon_peak / (72 / 16) ** 0.5)[1]
-    assert (change[:3] > 0.5).all() and (change < 1.3).all()
-    np.testing.assert_allclose(bias.numpy(), -recipe.adam_peak * np.sign(gradients[1]), rtol=1e-3)  # Adam's first step
+    optimizer.build([kernel, bias, last])
+    optimizer.apply([tf.constant(gradient, tf.float32) for gradient in gradients])
+    change = -kernel.numpy().reshape(rows, -1) / recipe.muon_peak / (rows / width) ** 0.5
+    for column in range(0, shape[-1], width):
+        values = np.linalg.svd(change[:, column:column + width])[1]
+        assert (values[:3] > 0.5).all() and (values < 1.3).all()
+    for variable, gradient in ((bias, gradients[1]), (last, gradients[2])):
+        first_step = -recipe.adam_peak * np.sign(gradient)  # Adam's
+        np.testing.assert_allclose(variable.numpy(), first_step, rtol=1e-3)
 
 
 def test_a_network_without_a_softmax(load):
