@@ -177,7 +177,7 @@ def parse_args():
     )
     parser.add_argument(
         "--fast", action="store_true",
-        help="beat the tutorial's accuracy in one to three minutes, with a better recipe (see README.md)",
+        help="beat the tutorial's accuracy in a few minutes, with a better recipe (see README.md)",
     )
     parser.add_argument(
         "--augment", action="store_true",

@@ -43,7 +43,7 @@ def load_model(path):
 def missing(path):
     """Return the message for a model that is not there; it says what to do next."""
     text = (f"There is no model at {path.absolute()}.\n"
-            f"Train one in one to three minutes: python {beside('train.py')} --fast")
+            f"Train one in a few minutes: python {beside('train.py')} --fast")
     others = list(Path("results").glob("[!.]*.h5"))
     if others:
         newest = max(others, key=lambda other: other.stat().st_mtime)
