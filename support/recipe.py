@@ -17,27 +17,20 @@ muon_peak = 0.003  # the same for Muon
 widest_block = 128  # columns of a kernel that Muon takes at once
 beta_2 = 0.99  # how slowly Adam forgets the size of gradients; its usual 0.999 is for longer runs
 gain = 0.4  # size of the initial values; small ones change direction faster
-smoothing = 0.1  # part of each label that is spread over all classes
-# These have two values: for runs of up to 10 epochs, and of 30 and more.
-weight_decay = 0.2, 0.1  # part of each weight that a step takes off, times the learning rate; short runs have few steps
-dropout = 0, 0.3  # part of its rate that the last Dropout layer keeps; the others are off, and in short runs, all are
-warm_up = 0.15, 0.25  # part of the run in which the learning rates rise
+smoothing = 0.2  # part of each label that is spread over all classes
+weight_decay = 0.2  # part of each weight that a step takes off, times the learning rate
+warm_up = 0.15  # part of the run in which the learning rates rise
+dropout = 0.3  # part of its rate that the last Dropout layer keeps in a run of 30 epochs; the others are off
 
 # The settings of --augment.
 farthest = 3  # pixels that an image is shifted
 hole = 8  # side of the square, in pixels, that is blanked out
 
 
-def for_length(setting, epochs):
-    """Return the value of a setting that has two, (short, long), in a run of this length. In between, it is a mix."""
-    short, long = setting
-    share = min(1, max(0, (epochs - 10) / 20))
-    return short + share * (long - short)
-
-
 def dropout_rates(rates, epochs):
-    """Return the rates to use instead of `rates`, those of the Dropout layers, in a run of this length."""
-    share = for_length(dropout, epochs)
+    """Return the rates to use instead of `rates`, those of the Dropout layers, in a run of this length. A run of up to
+    10 epochs has no dropout, one of 30 or more has it in full; in between, it grows."""
+    share = dropout * min(1, max(0, (epochs - 10) / 20))
     return [0 for rate in rates[:-1]] + [share * rate for rate in rates[-1:]]
 
 
@@ -64,8 +57,8 @@ def fast_copy(model, load_data, steps_per_epoch, args, precision=None):
 
     # small batches need lower rates, and so do long runs: 24 epochs have half the rates of 3
     scale = (args.batch_size / 64) ** 0.5 * (3 / epochs) ** (1 / 3)
-    rate = OneCycle(scale * adam_peak, epochs * steps_per_epoch, for_length(warm_up, epochs))
-    optimizer = Muon(rate, beta_2=beta_2, weight_decay=for_length(weight_decay, epochs))
+    rate = OneCycle(scale * adam_peak, epochs * steps_per_epoch)
+    optimizer = Muon(rate, beta_2=beta_2, weight_decay=weight_decay)
     loss = smoothed_loss(model)
     arguments = model._compile_config.config  # those of compile() in create_model()
     copy.compile(**{**arguments, "optimizer": optimizer, "loss": loss or model.loss})
@@ -193,15 +186,15 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
     """A learning rate that rises to `peak` in the first part, `warm_up`, of all `steps`, and then falls to 0
     (https://arxiv.org/abs/1708.07120)."""
 
-    def __init__(self, peak, steps, warm_up):
-        self.peak, self.steps, self.warm_up = peak, steps, warm_up
+    def __init__(self, peak, steps):
+        self.peak, self.steps = peak, steps
 
     def get_config(self):
-        return {"peak": self.peak, "steps": self.steps, "warm_up": self.warm_up}
+        return {"peak": self.peak, "steps": self.steps}
 
     def __call__(self, step):
         done = tf.cast(step, tf.float32) / self.steps
-        return self.peak * tf.minimum(done / self.warm_up, (1 - done) / (1 - self.warm_up))
+        return self.peak * tf.minimum(done / warm_up, (1 - done) / (1 - warm_up))
 
 
 def kernels_for_muon(variables):
