@@ -20,7 +20,7 @@ gain = 0.4  # size of the initial values; small ones change direction faster
 smoothing = 0.2  # part of each label that is spread over all classes
 weight_decay = 0.2  # part of each weight that a step takes off, times the learning rate
 warm_up = 0.15  # part of the run in which the learning rates rise
-dropout = 0.3  # part of its rate that the last Dropout layer keeps in a run of 30 epochs; the others are off
+dropout = 0.3  # part of its rate that the last Dropout layer keeps in runs of 30 epochs or more; the others are off
 
 # The settings of --augment.
 farthest = 3  # pixels that an image is shifted
@@ -29,7 +29,7 @@ hole = 8  # side of the square, in pixels, that is blanked out
 
 def dropout_rates(rates, epochs):
     """Return the rates to use instead of `rates`, those of the Dropout layers, in a run of this length. A run of up to
-    10 epochs has no dropout, one of 30 or more has it in full; in between, it grows."""
+    10 epochs has no dropout; in one of 30 or more, the last rate is multiplied by `dropout`; in between, it grows."""
     share = dropout * min(1, max(0, (epochs - 10) / 20))
     return [0 for rate in rates[:-1]] + [share * rate for rate in rates[-1:]]
 
