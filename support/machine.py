@@ -23,7 +23,7 @@ def faster_precision():
         details = tf.config.experimental.get_device_details(gpus[0])
         modern = details.get("compute_capability", (0, 0)) >= (7, 0)
         return "mixed_float16" if modern else "float32"
-    try:  # no library tells whether a CPU is faster in bfloat16; one with AVX512-BF16 for it was not
+    try:  # no library tells whether a CPU is faster in bfloat16; one with AVX512-BF16 was slower
         measured = []
         end = monotonic() + 1
         while not measured or (monotonic() < end and len(measured) < 50):
