@@ -8,8 +8,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from support import classes, messages, models, options, pictures
+from support import checks, classes, ctrl_c, errors, options, pictures
 from support.models import load_model
+from support.screen import verbose
 from train import load_data, model_name, preprocess_image
 
 # the names of the classes
@@ -27,13 +28,14 @@ categories = {
 }
 
 
-@messages.explain_errors
+@ctrl_c.ends_the_script
+@errors.are_explained
 def main():
     args = parse_args()
 
     # load the model first: if there is none, that is said before any data are downloaded
     model = load_model(args.model)
-    classes.check_model(model, categories)
+    checks.check_classes(model, categories)
 
     # your own pictures instead of the test images
     if args.image:
@@ -42,12 +44,12 @@ def main():
 
     # load the data
     ds_train, ds_test, info = load_data()
-    models.check_images(model, ds_test)
+    checks.check_images(model, ds_test)
 
     # evaluate the model on all 10,000 test images, in 157 steps (the tutorial's 156 leave 16 images out)
     loss, accuracy = model.evaluate(
         ds_test,
-        verbose=messages.verbose(),
+        verbose=verbose(),
     )
     print("Test accuracy:", accuracy * 100, "%")
 

@@ -1,6 +1,5 @@
 """Train the tutorial's three-block CNN on CIFAR-10: python train.py --help
-Each line that names a file of support/ adds a safeguard or an option.
-The other lines tell the tutorial's story."""
+What comes from support/ adds safeguards and options. You can follow the tutorial's story without reading it."""
 import support.start  # first: it prepares the import of TensorFlow
 
 import argparse
@@ -13,15 +12,16 @@ from keras.callbacks import TensorBoard
 from keras.layers import Activation, Conv2D, Dense, Dropout, Flatten, Input, MaxPooling2D
 from keras.models import Sequential
 
-from support import classes, download, files, logs, machine, messages, options, portable, recipe
+from support import augment, checks, classes, ctrl_c, download, errors, fast, files, logs, machine, options, portable
 from support.checkpoint import Checkpoint
+from support.screen import verbose
 
 # hyper-parameters
 # images per training step
 batch_size = 64
 # number of classes; test.py has their names
 num_classes = 10
-# passes over the training images (--fast has its own, in support/recipe.py)
+# passes over the training images (--fast has its own, in support/fast.py)
 epochs = 30
 
 # the data set's name in TensorFlow Datasets
@@ -41,7 +41,7 @@ def preprocess_image(image, label):
 
 def load_data(batch_size=batch_size):
     """Load the data set in batches of images, float32 (batch, 32, 32, 3) in [0, 1], and labels, int64 (batch,).
-    Raises messages.UserError if the data set is not there and cannot be downloaded, or if it is damaged.
+    Raises errors.UserError if the data set is not there and cannot be downloaded, or if it is damaged.
     Returns ds_train, an endless stream that is reshuffled for every pass; ds_test, all test images once, in a fixed
     order, with a smaller last batch; and info, the tfds.core.DatasetInfo."""
     folder = download.prepare(dataset, data_dir)  # from a quick mirror; tfds.load alone may take an hour
@@ -110,40 +110,40 @@ def create_model(input_shape):
     return model
 
 
-@messages.explain_errors
+@ctrl_c.ends_the_script
+@errors.are_explained
 def main():
     args = parse_args()
     files.make_folders(args.name)  # fails now, not after the training, if results/ or logs/ cannot be written
-    checkpoint = Checkpoint(args)  # of an interrupted run, if there is one
+    checkpoint = Checkpoint(args, create_model)  # of an interrupted run with this code, if there is one
     if args.seed is not None:
         keras.utils.set_random_seed(args.seed)
 
     # load the data
     ds_train, ds_test, info = load_data(args.batch_size)
-    classes.compare(num_classes, info)  # says so if they do not agree
     steps_per_epoch = info.splits["train"].num_examples // args.batch_size  # 781
     if steps_per_epoch == 0:
-        raise messages.UserError(f"--batch-size {args.batch_size} is larger than the number of training images.")
+        raise errors.UserError(f"--batch-size {args.batch_size} is larger than the number of training images.")
 
     # construct the model
     print(f"Training on: {machine.device_name()}")
     model = create_model(input_shape=info.features["image"].shape)
     if not model.built:  # it has no Input(...)
         model.build((None, *ds_train.element_spec[0].shape[1:]))
-    original = model
-    if args.fast:  # a copy is trained, with another optimizer and more; both get other initial values
-        model = recipe.fast_copy(original, load_data, steps_per_epoch, args, checkpoint.precision)
+    checks.check_network(model, info)
+    if args.fast:  # it looks at images of its own, since to read from a stream changes its order
+        written = fast.prepare(model, load_data(args.batch_size)[0], steps_per_epoch, args, checkpoint.precision)
 
     # begin, or resume an interrupted run; an earlier run with this name is renamed
-    ds_train = checkpoint.begin_or_resume(model, ds_train, steps_per_epoch, load_data)
+    ds_train = checkpoint.begin_or_resume(model, ds_train, steps_per_epoch)
     if args.augment:
-        ds_train = recipe.augment(ds_train, steps_per_epoch, checkpoint.initial_epoch)
+        ds_train = augment.stream(ds_train, steps_per_epoch, checkpoint.initial_epoch)
 
     # some callbacks
     logdir = Path("logs", args.name)
     tensorboard = TensorBoard(log_dir=logdir)
     callbacks = [tensorboard]
-    callbacks += [logs.Details(logdir, tensorboard, checkpoint)]  # what Keras' callback leaves out
+    callbacks += [logs.RunLogger(logdir, tensorboard, checkpoint)]  # what Keras' callback leaves out
     callbacks += [checkpoint]  # the last one, so it also saves what the others have changed
 
     # make sure that the results folder exists
@@ -154,14 +154,13 @@ def main():
         ds_train,
         epochs=args.epochs,
         validation_data=ds_test,  # without validation_steps: all of it, once
-        verbose=messages.verbose(),  # 1, a progress bar, where there is a screen
+        verbose=verbose(),  # 1, a progress bar, where there is a screen
         steps_per_epoch=steps_per_epoch,
         callbacks=callbacks,
         initial_epoch=checkpoint.initial_epoch,
     )
-    if args.fast:
-        original.set_weights(model.get_weights())
-        model = original
+    if args.fast:  # the network is saved as it is written in create_model()
+        fast.restore(model, written)
 
     # save the model
     path = Path("results", f"{args.name}.h5")
@@ -185,7 +184,7 @@ def parse_args():
     )
     parser.add_argument(
         "--epochs", metavar="N", type=options.whole_number(1, 10_000),
-        help=f"passes over the training images (default: {epochs}; with --fast: {recipe.fast_epochs})",
+        help=f"passes over the training images (default: {epochs}; with --fast: {fast.epochs})",
     )
     parser.add_argument(
         "--batch-size", metavar="N", type=options.whole_number(1, 50_000), default=batch_size,
@@ -202,7 +201,7 @@ def parse_args():
     parser.add_argument("--restart", action="store_true", help="discard an unfinished run with this name")
     args = parser.parse_args(options.given())
     if args.fast and args.epochs is None:
-        args.epochs = recipe.fast_epochs
+        args.epochs = fast.epochs
     if args.epochs is None:
         args.epochs = epochs
     return args

@@ -1,17 +1,17 @@
 """An interrupted run resumes after its last finished epoch. With --seed, it ends with the same model, to the byte.
 Without this, Ctrl-C, a crash or a reboot in the last epoch costs the whole run."""
+import ast
 import hashlib
+import inspect
 import io
 import json
 import re
-import time
 from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from support import files, messages, options
+from support import errors, files, loggable
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -19,19 +19,24 @@ class Checkpoint(keras.callbacks.Callback):
     results/NAME.checkpoint.npz, so that its parts always belong together; keras.callbacks.BackupAndRestore writes two
     files, without options and history. A checkpoint without any epoch is written before the training begins: the sign
     that the logs belong to an unfinished run.
-    `args` has the options of the command line. Raises UserError if there is a checkpoint that cannot be read."""
+    `args` has the options of the command line, `create_model` is a function of the script. Raises errors.UserError if
+    there is a checkpoint that cannot be read, or one of a run with other options or other code."""
 
-    def __init__(self, args):
+    def __init__(self, args, create_model):
         super().__init__()
         self.args = args
-        self.options = options.as_logged(args)
         self.path = Path("results", f"{args.name}.checkpoint.npz")
+        self.logdir = Path("logs", args.name)
+        self.options = loggable.options(args)
+        self.run = {"options": self.options, "code": code_beside(create_model)}
         self.saved = {} if args.restart or not self.path.exists() else self.read()
-        self.history = self.saved.get("history", [])  # for each finished epoch, a dict of its metrics
+        self.history = self.run["history"] = self.saved.get("history", [])  # a dict of metrics for each finished epoch
         self.initial_epoch = len(self.history)
         self.precision = self.saved.get("precision")  # its Keras policy; that of this computer may be another one
         self.fits = 0  # how often fit() has begun; only the first one is saved
         self.finished = False
+        if self.saved:
+            self.compare_options_and_code()
 
     def read(self):
         """Return what was saved of the interrupted run, a dict; an empty one if no epoch was finished."""
@@ -40,41 +45,13 @@ class Checkpoint(keras.callbacks.Callback):
                 saved = json.loads(str(arrays["run"]))
                 saved["values"] = [arrays[f"arr_{index}"] for index in range(len(arrays.files) - 1)]
         except Exception as error:  # zipfile, json and NumPy raise many kinds for a corrupt file
-            raise messages.UserError(f"{self.path.absolute()} cannot be read ({type(error).__name__}).\n"
-                                     "To discard it and begin this run again, add --restart.") from error
+            raise errors.UserError(f"{self.path.absolute()} cannot be read ({type(error).__name__}).\n"
+                                   "To discard it and begin this run again, add --restart.") from error
         return saved if saved["history"] else {}
 
-    def begin_or_resume(self, model, ds_train, steps_per_epoch, load_data):
-        """Put the interrupted run, if there is one, into the compiled model, and cut the logs back to it; otherwise,
-        rename an earlier run that has this name. Return the training stream as it goes on from there.
-        `load_data` is that of train.py.
-        Raises UserError if the interrupted run had other options, another network, or other data."""
-        model.optimizer.build(model.trainable_variables)
-        self.variables = model.variables + model.optimizer.variables
-        self.run = {
-            "options": self.options,
-            "network": fingerprint(model, self.variables),
-            "images": [steps_per_epoch, checksum(load_data, self.args.batch_size)],
-            "precision": model.dtype_policy.name,
-            "history": self.history,
-        }
-        if self.saved:
-            self.compare()
-            for variable, value in zip(self.variables, self.saved.pop("values")):
-                variable.assign(value)
-            print(f"Resuming after epoch {self.initial_epoch} of {self.args.epochs}")
-        if not self.path.exists():
-            files.keep_earlier(self.args.name)
-        if not self.saved:
-            self.write()
-        files.cut_back(Path("logs", self.args.name), self.initial_epoch, self.saved.get("time", 0))
-        if self.saved and self.args.seed is not None:  # the order of the images is then that of an uninterrupted run
-            ds_train = ds_train.skip(self.initial_epoch * steps_per_epoch)
-        return ds_train
-
-    def compare(self):
-        """Raise UserError if the interrupted run had other options, another network, or other data. It may get more
-        epochs or fewer, if the learning rate does not depend on their number."""
+    def compare_options_and_code(self):
+        """Raise UserError if the interrupted run had other options or other code. It may get more epochs or fewer, if
+        the learning rate does not depend on their number."""
         before = self.saved["options"]
         now = self.options
         other = []
@@ -82,14 +59,42 @@ class Checkpoint(keras.callbacks.Callback):
             more_or_fewer = key == "epochs" and now["epochs"] >= self.initial_epoch and not now["fast"]
             if before.get(key) != now[key] and not more_or_fewer:
                 other.append(f"{key.replace('_', ' ')} {before.get(key)}, not {now[key]}")
-        if not other and self.saved["network"] != self.run["network"]:
-            other.append("another network, optimizer or loss")
-        if not other and self.saved["images"] != self.run["images"]:
-            other.append("other images or labels, or another preprocess_image()")
         if other:
-            raise messages.UserError(f"{self.path.absolute()} belongs to an unfinished run with {'; '.join(other)}.\n"
-                                     "To resume it, use the same options; to discard it, add --restart;\n"
-                                     "to keep it, choose another --name.")
+            self.refuse("; ".join(other))
+        if self.saved.get("code") != self.run["code"]:
+            self.refuse("other code in train.py (all but main(), parse_args() and comments counts)")
+
+    def refuse(self, other):
+        """Raise UserError: the interrupted run had something other."""
+        raise errors.UserError(f"{self.path.absolute()} belongs to an unfinished run with {other}.\n"
+                               "To resume it, use the same options and code; to discard it, add --restart;\n"
+                               "to keep it, choose another --name.")
+
+    def begin_or_resume(self, model, ds_train, steps_per_epoch):
+        """Put the interrupted run, if there is one, into the compiled model, and cut the logs back to it; otherwise,
+        rename an earlier run that has this name. Return the training stream as it goes on from there.
+        Raises UserError if the interrupted run had another number of steps, or variables of other shapes."""
+        model.optimizer.build(model.trainable_variables)
+        self.variables = model.variables + model.optimizer.variables
+        self.run["steps"] = steps_per_epoch
+        self.run["precision"] = model.dtype_policy.name
+        if self.saved:
+            if self.saved["steps"] != steps_per_epoch:
+                self.refuse(f"{self.saved['steps']} steps per epoch, not {steps_per_epoch}")
+            values = self.saved.pop("values")
+            if [value.shape for value in values] != [tuple(variable.shape) for variable in self.variables]:
+                self.refuse("a network of other shapes")
+            for variable, value in zip(self.variables, values):
+                variable.assign(value)
+            print(f"Resuming after epoch {self.initial_epoch} of {self.args.epochs}")
+        if not self.path.exists():
+            files.keep_earlier(self.args.name)
+        if not self.saved:
+            self.write()
+        files.cut_back(self.logdir, self.saved.get("logs", {}))
+        if self.saved and self.args.seed is not None:  # the order of the images is then that of an uninterrupted run
+            ds_train = ds_train.skip(self.initial_epoch * steps_per_epoch)
+        return ds_train
 
     def delete(self):
         """Delete the checkpoint. It stays if the training was not finished, but interrupted, with a learner's own
@@ -102,21 +107,21 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         if self.fits == 1:
-            messages.progress["where"] = f"in epoch {epoch + 1} of {self.args.epochs}"
+            errors.training["where"] = f"in epoch {epoch + 1} of {self.args.epochs}"
 
     def on_epoch_end(self, epoch, logs=None):
-        self.history.append(options.numbers(logs))
+        self.history.append(loggable.numbers(logs))
         if self.fits == 1:
             self.write()
 
     def on_train_end(self, logs=None):
         if self.fits == 1:
-            messages.progress["where"] = f"after epoch {len(self.history)} of {self.args.epochs}"
+            errors.training["where"] = f"after epoch {len(self.history)} of {self.args.epochs}"
             self.finished = True
 
     def write(self):
         """Save the run and, if an epoch is finished, the values of all variables, in one file."""
-        self.run["time"] = time.time()  # all that was logged before it belongs to finished epochs
+        self.run["logs"] = files.log_sizes(self.logdir)  # what is in them now belongs to finished epochs
         values = []
         if self.history:
             values = [variable.numpy() for variable in self.variables]
@@ -126,29 +131,11 @@ class Checkpoint(keras.callbacks.Callback):
             path.write_bytes(content.getbuffer())
 
 
-def fingerprint(model, variables):
-    """Return a text that describes the layers and how they are connected, the shapes of all variables, and what the
-    model was compiled with. Keras' names, which are others in each process, are replaced by their place in the text."""
-    configs = [model.get_config(), *(layer.get_config() for layer in model.layers)]
-    shapes = [list(variable.shape) for variable in variables]
-    compiled = {**model.get_compile_config(), "jit_compile": None}  # Keras chooses it on each computer
-    text = json.dumps([configs, shapes, compiled], default=lambda value: type(value).__name__)
-    places = {}
-
-    def place(match):
-        return str(places.setdefault(match[0], len(places)))
-    # a name (but not that of a precision), and one in a connection, such as ["conv2d", 0, 0]
-    name = r'(?<="name": )(?<!"DTypePolicy", "config": {"name": )"[^"]+"'
-    return re.sub(name + r'|(?<=\[)"[^"]+"(?=, \d+, \d+\])', place, text)
-
-
-def checksum(load_data, batch_size):
-    """Return a checksum of the first test batch, as the model gets it; None if it differs each time, since
-    preprocess_image() makes random changes."""
-    ds_test = load_data(batch_size)[1]  # a new one: if it is not read to the end, its cache may lack the rest
-    iterators = iter(ds_test), iter(ds_test)
-    found = set()
-    for iterator in iterators:
-        arrays = [np.asarray(part) for part in tf.nest.flatten(next(iterator))]
-        found.add(hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest())
-    return found.pop() if len(found) == 1 else None
+def code_beside(function):
+    """Return a checksum of the code of the script in which this function stands: a run is this code. Comments and
+    spaces do not count, nor do parts that do not change the run, or that its options tell: main(), parse_args() and
+    `epochs`."""
+    lines, _ = inspect.findsource(function)
+    parts = [ast.unparse(part) for part in ast.parse("".join(lines)).body]
+    kept = [part for part in parts if not re.match(r"(@.+\n)*def (main|parse_args)\(|epochs\b", part)]
+    return hashlib.sha256("\n".join(kept).encode()).hexdigest()

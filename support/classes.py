@@ -1,4 +1,4 @@
-"""Your own classes: pictures in folders, read as test.py --image reads them; and whether the numbers of classes agree.
+"""Your own classes: pictures in folders, read as test.py --image reads them.
 Without this, one odd file among thousands ends the training, and others are left out silently."""
 import functools
 from pathlib import Path
@@ -10,7 +10,9 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from support import image_file
-from support.messages import UserError, verbose
+from support.checks import first_of
+from support.errors import UserError
+from support.screen import verbose
 
 max_named = 3  # how many of the files that are left out are named
 
@@ -47,9 +49,13 @@ def from_folder(folder, size):
         splits={"train": SimpleNamespace(num_examples=len(labels)),
                 "test": SimpleNamespace(num_examples=len(test_labels))},
     )
-    ds_train = tf.data.Dataset.from_tensor_slices((images, labels))
-    ds_test = tf.data.Dataset.from_tensor_slices((test_images, test_labels))
-    return ds_train, ds_test, info
+    return stream(images, labels), stream(test_images, test_labels), info
+
+
+def stream(images, labels):
+    """Return the images and labels as a tf.data.Dataset. Of arrays, TensorFlow would keep two more copies."""
+    one = tf.TensorSpec(images.shape[1:], tf.uint8), tf.TensorSpec((), tf.int64)
+    return tf.data.Dataset.from_generator(lambda: zip(images, labels), output_signature=one)
 
 
 def read(folder, names, size):
@@ -59,58 +65,40 @@ def read(folder, names, size):
     for label, name in enumerate(names):
         if (folder / name).is_dir():
             files += [(path, label, path.lstat().st_mtime) for path in sorted((folder / name).iterdir())]
-    files.sort(key=lambda file: file[0].name.startswith("."))  # others are named first
-    return read_files(folder, names, size, tuple(files))
+    order = np.random.default_rng(0).permutation(len(files))  # they are sorted by class
+    return read_files(folder, names, size, tuple(files[index] for index in order))
 
 
-@functools.lru_cache(2)  # of both splits, since load_data() is called up to three times
+@functools.lru_cache(2)  # of both splits, since load_data() may be called twice
 def read_files(folder, names, size, files):
     """Read those of the `files`, (path, label, time of its last change), that are pictures; if one has changed, all are
     read again. Print how many each class has, and what is left out. Return the same as read()."""
-    height, width = size
-    images = []
+    images = np.empty((len(files), *size, 3), np.uint8)  # the only copy: they may need a gigabyte
     labels = []
-    left_out = []
+    left_out = {}
     for path, label, _ in tqdm(files, unit=" files", ncols=79, delay=1, disable=verbose() == 2):
         if path.name.startswith(".") or not path.is_file():
-            left_out.append(f"{path}: it is hidden, or no file")
+            left_out[path] = "it is hidden, or no file"
             continue
         try:
-            small, _ = image_file.load(path, (width, height))
+            small, _ = image_file.load(path, size[::-1])
         except Exception as error:  # each of Pillow's readers has exceptions of its own
-            left_out.append(f"{path}: {image_file.why_not_read(error)}")
+            left_out[path] = image_file.why_not_read(error)
             continue
-        images.append(np.asarray(small))
+        images[len(labels)] = small
         labels.append(label)
     counts = [f"{labels.count(label)} of {name}" for label, name in enumerate(names)]
     print(f"{folder}: {first_of(counts)}")
-    if left_out:
-        print(f"Left out: {len(left_out)}", *left_out[:max_named], sep="\n  ")
-    if len(left_out) > max_named:
-        print(f"  and {len(left_out) - max_named} more")
-    order = np.random.default_rng(0).permutation(len(labels))  # they are sorted by class
-    images = np.array(images, np.uint8).reshape(-1, height, width, 3)  # there may be none
-    return images[order], np.array(labels, np.int64)[order]
+    print_left_out(left_out)
+    return images[:len(labels)], np.array(labels, np.int64)
 
 
-def compare(num_classes, info):
-    """Print a line if the network is to have another number of classes than the data set; `info` describes it."""
-    if "label" not in info.features or not hasattr(info.features["label"], "names"):
-        return
-    names = info.features["label"].names
-    if len(names) != num_classes:
-        print(f"num_classes is {num_classes}, but {info.name} has {len(names)}: {first_of(names)}")
-
-
-def first_of(words):
-    """Return a text with the first twenty of the words."""
-    more = [f"and {len(words) - 20} more"] if len(words) > 20 else []
-    return ", ".join([*words[:20], *more])
-
-
-def check_model(model, categories):
-    """Raise UserError if the model does not have an output for each of the `categories` of test.py."""
-    if model.output_shape != (None, len(categories)):
-        raise UserError(f"This model does not classify into the {len(categories)} classes of test.py: its output is "
-                        f"{model.output_shape}.\n"
-                        'It should end in Dense(..., activation="softmax") with an output for each of `categories`.')
+def print_left_out(reasons):
+    """Print the first of the files that are left out, a dict of their reasons; those that are not hidden come first."""
+    paths = sorted(reasons, key=lambda path: (path.name.startswith("."), path))
+    if paths:
+        print(f"Left out: {len(paths)}")
+    for path in paths[:max_named]:
+        print(f"  {path}: {reasons[path]}")
+    if len(paths) > max_named:
+        print(f"  and {len(paths) - max_named} more")

@@ -14,13 +14,14 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from support.messages import UserError, cannot_write, one_line, progress
+from support import ctrl_c
+from support.errors import UserError, file_error, one_line
 
 mirrors = [
     "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/cifar-10-binary.tar.gz",
     "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com/notebook/datasets/cifar-10-binary.tar.gz",
 ]
-prefix = "incomplete.image-classifier."  # of the folder in which data are downloaded and prepared, up to 400 MB
+prefix = "incomplete.image-classifier."  # of the folders in which data are downloaded and prepared, up to 400 MB
 network_errors = (requests.RequestException, tfds.core.download.util.DownloadError,
                   tfds.core.download.download_manager.NonMatchingChecksumError)
 disk_errors = tf.errors.PermissionDeniedError, tf.errors.ResourceExhaustedError  # the second one is a full disk
@@ -52,7 +53,7 @@ def explain_damage(folder):
         yield
     except Exception as error:  # TensorFlow's, protobuf's, the system's
         mistakes = NameError, TypeError, AttributeError, LookupError  # in a builder of one's own
-        if isinstance(error, mistakes) or isinstance(error.__cause__, mistakes) or not folder.exists():
+        if isinstance(error, mistakes) or isinstance(error.__cause__, mistakes) or not any(folder.glob("*")):
             raise
         raise UserError(f"The data set in {folder.absolute()} cannot be used: {one_line(error)}.\n"
                         "Delete it or move it elsewhere, or choose another folder (data_dir in train.py, or\n"
@@ -75,53 +76,66 @@ def download(name, root, folder):
     to `folder`. An error that is neither the network's nor the disk's is raised as it is."""
     downloads = root.absolute() / "downloads"
     archive = downloads / "manual" / "cifar-10-binary.tar.gz"
-    try:
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        delete_old(root)
-        incomplete = tempfile.TemporaryDirectory(prefix=prefix, dir=root.absolute(), ignore_cleanup_errors=True)
-    except OSError as error:
-        raise UserError(cannot_write(error.filename or root, error)) from error
     state = random.getstate()  # TFDS uses up random numbers; the same seed must give the same model after a download
     try:
-        with incomplete as made:
-            progress["incomplete"] = made
+        with incomplete_folder(folder.parent) as made:
             builder = tfds.builder(name, data_dir=made)
             urls = builder.url_infos or {}  # a builder of one's own may have none
             print(f"Getting {name} ({sum(info.size for info in urls.values()) / 2**20:.0f} MiB) into {downloads}\n"
                   f"and preparing it in {folder}. This happens only once.")
             if name == "cifar10":
-                fetch_archive(archive, Path(made), next(iter(urls)))
+                fetch_archive(archive, next(iter(urls)))
             elif urls:
                 requests.head(next(iter(urls)), timeout=(10, 30))  # TFDS would try for minutes
-            config = tfds.download.DownloadConfig(extract_dir=Path(made, "extracted"))
+            config = tfds.download.DownloadConfig(extract_dir=made / "extracted")
             builder.download_and_prepare(download_dir=downloads, download_config=config)
-            folder.parent.mkdir(parents=True, exist_ok=True)
             if not folder.exists():  # else another process was quicker
                 Path(builder.data_dir).rename(folder)
     except network_errors as error:
         raise UserError(f"{name} could not be downloaded: {cause(error)}\nTry again later.") from error
     except disk_errors as error:
-        raise UserError(cannot_write(folder, error)) from error
+        raise UserError(file_error(folder, error)) from error
     except ModuleNotFoundError as error:
         reason = str(error).splitlines()[0]  # No module named 'scipy'
         raise UserError(f"{name} needs another package: {reason}.\n"
                         "Install it with pip, then run the same command again.") from error
     finally:
-        progress.pop("incomplete", None)
         random.setstate(state)
 
 
-def delete_old(root):
-    """Delete what processes that were killed have left in the data folder, if all in it is older than an hour."""
-    for left in root.glob(prefix + "*"):
+@contextlib.contextmanager
+def incomplete_folder(place):
+    """Give `with` the Path of a temporary folder in the folder `place`, where its content will belong: so that this can
+    be renamed, whatever drive it is on. Raises UserError if it cannot be made."""
+    place = place.absolute()
+    try:
+        for path in (place, *place.parents):
+            if path.is_symlink() and not path.exists():
+                raise UserError(f"{path} is a link to {path.readlink()}, which is not there.\n"
+                                "Connect that drive, or delete the link; then run the same command again.")
+        place.mkdir(parents=True, exist_ok=True)
+        delete_old(place)
+        folder = tempfile.TemporaryDirectory(prefix=prefix, dir=place, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise UserError(file_error(error.filename or place, error)) from error
+    try:
+        with folder as made:
+            ctrl_c.unfinished.add(made)
+            yield Path(made)
+    finally:
+        ctrl_c.unfinished.discard(made)
+
+
+def delete_old(place):
+    """Delete the folders of processes that were killed, if all in them is older than an hour."""
+    for left in place.glob(prefix + "*"):
         newest = max(path.stat().st_mtime for path in [left, *left.rglob("*")])
         if newest < time.time() - 3600:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def fetch_archive(archive, incomplete, original):
-    """Download CIFAR-10 to the Path `archive`, if it is not there: from a mirror, or else from the URL `original`.
-    Until it is whole, it is in the folder `incomplete`."""
+def fetch_archive(archive, original):
+    """Download CIFAR-10 to the Path `archive`, if it is not there: from a mirror, or else from the URL `original`."""
     if archive.exists():
         if pooch.file_hash(archive) != archive_sha256:
             raise UserError(f"{archive} is not the archive of CIFAR-10:\n"
@@ -131,8 +145,9 @@ def fetch_archive(archive, incomplete, original):
         try:
             with tqdm(total=1, unit="B", unit_scale=True, ncols=79, delay=0.5) as bar:  # pooch sets the real total
                 get = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, timeout=(3, 10))  # seconds
-                pooch.retrieve(url, archive_sha256, archive.name, incomplete, downloader=get)
-            (incomplete / archive.name).replace(archive)
+                with incomplete_folder(archive.parent) as made:
+                    pooch.retrieve(url, archive_sha256, archive.name, made, downloader=get)
+                    (made / archive.name).replace(archive)
             return
         except (requests.RequestException, ValueError) as error:  # ValueError: the hash is different
             print(f"Could not download from {url}: {cause(error)}")

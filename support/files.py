@@ -7,10 +7,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import tensorflow as tf
-from tensorboard.compat.proto.event_pb2 import Event
+from support.errors import UserError, file_error
 
-from support.messages import UserError, cannot_write
+pictures_of_a_model = "-sample", "-images", "-report"  # their names are the model's with one of these
 
 
 def model_file(name):
@@ -45,56 +44,58 @@ def replacing(path):
             return
         with hidden.open("rb+") as file:
             os.fsync(file.fileno())  # without it, a power cut after the rename can leave an empty file
-        rename(hidden, path)
+        move_into_place(hidden, path)
     except OSError as error:
-        raise UserError(cannot_write(path, error)) from error
+        raise UserError(file_error(path, error)) from error
     finally:
         hidden.unlink(missing_ok=True)
 
 
-def rename(old, new):
-    """Rename a file, over another one if need be. On Windows, a virus scanner may have it open for a moment."""
+def move_into_place(hidden, path):
+    """Rename a complete file, over an older one. On Windows, a virus scanner may have it open for a moment."""
     for seconds in 0.1, 0.5, 2:
         try:
-            return old.replace(new)
+            return hidden.replace(path)
         except PermissionError:
             time.sleep(seconds)
-    return old.replace(new)
+    return hidden.replace(path)
 
 
 def keep_earlier(name):
-    """Rename what an earlier run with this name has left, its logs, curves and model: they get the date."""
+    """Rename what an earlier run with this name has left: its logs, model, curves and pictures get the date."""
     date = time.strftime("-%Y%m%d-%H%M%S")
+    endings = ".h5", ".keras", ".png", *(f"{picture}.png" for picture in pictures_of_a_model)
     kept = []
-    results = [Path("results", name + suffix) for suffix in (".png", ".h5", ".keras")]
-    for path in [Path("logs", name), *results]:
+    for path in [Path("logs", name), *(Path("results", name + ending) for ending in endings)]:
         if not path.is_file() and not any(path.glob("*")):  # it is missing, or an empty folder
             continue
         dated = path.with_name(name + date + path.name.removeprefix(name))
         try:
             path.rename(dated)
         except OSError as error:  # on Windows, while TensorBoard shows it
-            raise UserError(cannot_write(path, error)) from error
+            raise UserError(file_error(path, error)) from error
         kept.append(str(dated))
     if kept:
-        print(f"The earlier run is kept as {', '.join(kept)}")
+        print("The earlier run is kept:", *kept, sep="\n  ")
 
 
-def cut_back(logdir, epochs, end):
-    """Cut from the logs of an unfinished run, in the folder `logdir`, what it logged after its checkpoint, so that the
-    resumed run logs each epoch once: in event files, what is younger than `end`, in seconds since 1970; in epochs.csv,
-    all but this number of `epochs`. Files may become empty. Raises UserError if that fails."""
-    try:
-        for path in logdir.rglob("events.out.tfevents.*"):
-            size = 0
-            with contextlib.suppress(tf.errors.DataLossError):  # a kill may have torn the last record
-                for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-                    if Event.FromString(record).wall_time > end:
-                        break
-                    size += len(record) + 16  # with its length and two checksums
-            os.truncate(path, size)
-        for path in logdir.glob("epochs.csv"):
-            lines = path.read_bytes().splitlines(keepends=True)[:1 + epochs]  # the first one has the names
-            os.truncate(path, len(b"".join(lines)) if epochs else 0)
-    except OSError as error:  # on Windows, while TensorBoard shows it
-        raise UserError(cannot_write(error.filename, error)) from error
+def log_files(logdir):
+    """Return the files of a run that grow with every epoch: the event files and epochs.csv, in its folder of logs."""
+    return [*logdir.rglob("events.out.tfevents.*"), *logdir.glob("epochs.csv")]
+
+
+def log_sizes(logdir):
+    """Return the size of each of these files, in bytes: a dict, whose keys are the paths in the folder."""
+    return {path.relative_to(logdir).as_posix(): path.stat().st_size for path in log_files(logdir)}
+
+
+def cut_back(logdir, sizes):
+    """Cut the logs of an unfinished run back to the sizes that they had with its checkpoint, so that the resumed run
+    logs each epoch once. What came later becomes empty. Raises UserError if that fails."""
+    for path in log_files(logdir):
+        size = sizes.get(path.relative_to(logdir).as_posix(), 0)
+        try:
+            if path.stat().st_size > size:
+                os.truncate(path, size)
+        except OSError as error:  # on Windows, while TensorBoard shows it
+            raise UserError(file_error(path, error)) from error

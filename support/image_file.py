@@ -1,11 +1,11 @@
 """A picture from a file, of nearly any format that Pillow knows, as the model gets it and as it is shown.
-Without this, photos of telephones lie on their side, and many formats come out wrong."""
+Without this, photos from a telephone lie on their side, and many formats come out wrong."""
 import contextlib
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from support import messages
+from support.errors import one_line
 
 shown_size = 400  # longest side, in pixels, of a user's picture in the picture of all answers
 
@@ -48,4 +48,4 @@ def why_not_read(error):
     """Return why load() could not read a picture, in a few words."""
     if isinstance(error, UnidentifiedImageError):  # its text is the path again
         return "cannot be read: it is no picture, or of a format that Pillow lacks (save it as JPEG or PNG)"
-    return f"cannot be read as a picture: {getattr(error, 'strerror', None) or messages.one_line(error)}"
+    return f"cannot be read as a picture: {getattr(error, 'strerror', None) or one_line(error)}"

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from tensorboard.plugins.hparams import api as hparams
 
 from support import files
-from support.messages import one_line
-from support.options import numbers
+from support.errors import one_line
+from support.loggable import numbers
 
 
-class Details(keras.callbacks.CSVLogger):
+class RunLogger(keras.callbacks.CSVLogger):
     """Log the network for TensorBoard's GRAPHS and the options for HPARAMS; write epochs.csv and, at the end, the
     curves. `logdir` is the folder of the logs; `tensorboard` is Keras' callback, which comes before this one;
     `checkpoint` has the name, the options and the history of the run."""

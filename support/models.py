@@ -11,7 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from support.messages import UserError, beside, one_line, quoted
+from support.commands import beside, quoted
+from support.errors import UserError, one_line
 
 
 def load_model(path):
@@ -52,8 +53,8 @@ def missing(path):
 
 
 def load_hdf5(path):
-    """Return the model in an HDF5 file. A Sequential of TensorFlow 2.0 has no input layer, only a shape in its first
-    layer, and Keras 3 wants one; so it gets a copy that has it."""
+    """Return the model in an HDF5 file. A Sequential of TensorFlow 2.0 has a shape in its first layer instead of an
+    input layer, which Keras 3 needs; so a copy of the file, with such a layer, is loaded."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(shutil.copyfile(path, Path(folder, "model.h5")))
         with h5py.File(copy, "r+") as file:
@@ -69,20 +70,12 @@ def load_hdf5(path):
 
 
 def gives_probabilities(model):
-    """Return whether the answers of a model for a batch of noise are probabilities: none is negative, and those for an
-    image sum to 1. Of a model that is not for images, it is not asked."""
+    """Return whether the answers of a model for two images of noise are probabilities, which are from 0 to 1, and not
+    scores. Those of a softmax sum to 1, those of sigmoids do not. A model that is not for images is not tried."""
     if not isinstance(model.input_shape, tuple) or len(model.input_shape) != 4:
         return True
     size = [length or 96 for length in model.input_shape[1:]]  # of a model for images of any size
     if math.prod(size) > 100_000_000:
         raise ValueError(f"It is for images of {size} values, which are too many.")
     answers = np.asarray(model(np.random.default_rng(0).random((2, *size), np.float32)))
-    return answers.min() >= 0 and np.allclose(answers.sum(axis=-1), 1, atol=0.01)
-
-
-def check_images(model, ds_test):
-    """Raise UserError if the model is not for images like those of `ds_test`, batches of images and labels."""
-    shape = tuple(ds_test.element_spec[0].shape)
-    sizes = zip(model.input_shape, shape)
-    if len(model.input_shape) != len(shape) or any(None not in pair and pair[0] != pair[1] for pair in sizes):
-        raise UserError(f"This model is not for these test images: its input is {model.input_shape}, they are {shape}.")
+    return answers.min() >= 0 and answers.max() <= 1

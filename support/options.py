@@ -1,10 +1,11 @@
-"""What the options of the command line may be, and what can be logged.
+"""What the options of the command line may be.
 Without this, a name that is no file's name fails after the training, and a wrong number in TensorFlow."""
 import argparse
 import re
 import sys
-from numbers import Real
 from pathlib import Path
+
+from support.files import pictures_of_a_model
 
 
 def given():
@@ -31,7 +32,7 @@ def run_name(text):
             "at the beginning and no '.' at the end")
     if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", text, re.IGNORECASE):
         raise argparse.ArgumentTypeError(f"{text!r} is the name of a device on Windows. Use another one")
-    if re.fullmatch(".*-(sample|images|report)", text):
+    if text.endswith(pictures_of_a_model):
         raise argparse.ArgumentTypeError(f"{text!r} ends like the pictures of test.py. Use another one")
     return text
 
@@ -42,15 +43,3 @@ def picture(text):
     if Path(text).suffix in (".h5", ".keras"):
         raise argparse.ArgumentTypeError(f"{text} is a model, not a picture. Name it before --image")
     return text
-
-
-def as_logged(args):
-    """Return the options that matter for the result, a dict, as the checkpoint and TensorBoard can keep them: None, a
-    Path, or a value of another such kind, as text."""
-    kept = {key: value for key, value in vars(args).items() if key not in ("name", "restart")}
-    return {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in kept.items()}
-
-
-def numbers(logs):
-    """Return the metrics of an epoch that are numbers, a dict; a learner's own may be arrays or texts."""
-    return {key: float(value) for key, value in logs.items() if isinstance(value, Real)}

@@ -1,6 +1,7 @@
 """The user's pictures, classified; the report; and a window where there is a display.
 Without this, the model can only be tried on CIFAR-10, and a picture is lost where there is no display."""
 import contextlib
+import glob
 import shutil
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 
-from support import files, image_file, messages
+from support import checks, files, image_file
+from support.errors import UserError, one_line
 
 no_frame = {"squeeze": False, "subplot_kw": {"frame_on": False, "xticks": [], "yticks": []}}  # cells of a figure
 max_drawn = 100  # how many of the user's pictures are drawn; Matplotlib cannot save a figure of 460
@@ -22,7 +24,7 @@ def save_figure(model_path, kind):
     try:
         with files.replacing(path) as hidden:
             plt.savefig(hidden, dpi=100)
-    except messages.UserError as error:  # there is still the window
+    except UserError as error:  # there is still the window
         print(f"The picture cannot be saved: {str(error).splitlines()[0]}")
         return None
     print(f"Picture saved as {path}")
@@ -36,7 +38,7 @@ def explain_no_window():
     try:
         yield
     except Exception as error:  # each kind of window has exceptions of its own
-        print(f"The window cannot be shown: {messages.one_line(error)}")
+        print(f"The window cannot be shown: {one_line(error)}")
 
 
 def draw(axes, image, title, **style):
@@ -49,7 +51,7 @@ def draw(axes, image, title, **style):
 def as_batch(small, model, preprocess_image):
     """Prepare a picture, an RGB PIL.Image of the model's size, as the training images are. For a model of grey images,
     try it in colour first, since `preprocess_image` may turn it grey. Return it as a PIL.Image, and as a batch of one
-    image that the model takes. Raises messages.UserError if `preprocess_image` does not make such a batch."""
+    image that the model takes. Raises UserError if `preprocess_image` does not make such a batch."""
     modes = ["RGB", "L"] if model.input_shape[-1] == 1 else ["RGB"]
     for mode in modes:
         seen = small.convert(mode)
@@ -57,40 +59,43 @@ def as_batch(small, model, preprocess_image):
         batch, *others = preprocess_image(pixels, tf.zeros(1, tf.int64))
         if tuple(batch.shape[1:]) == model.input_shape[1:]:
             return seen, batch
-    raise messages.UserError(f"preprocess_image() in train.py makes images of shape {tuple(batch.shape[1:])},\n"
+    raise UserError(f"preprocess_image() in train.py makes images of shape {tuple(batch.shape[1:])},\n"
                              f"but the model takes {model.input_shape[1:]}.")
 
 
 def files_of(paths):
-    """Return the files: instead of a folder, those in it; instead of a pattern such as photos/*.jpg, which Windows
-    leaves to the program, those that match it. Hidden ones are left out."""
+    """Return the files, and which of them were found in folders. A folder stands for the files in it, unless there
+    are none; a pattern such as photos/*.jpg, which Windows leaves to the program, for what matches it. Hidden files are
+    left out."""
     files = []
+    in_folders = []
     for path in paths:
-        found = []
-        if Path(path).is_dir():
-            found = Path(path).glob("*")
-        elif "*" in path or "?" in path:
-            found = Path(path).parent.glob(Path(path).name)
-        files += sorted(str(file) for file in found if file.is_file() and file.name[0] != ".") or [path]
-    return files
+        matches = [path] if Path(path).exists() else sorted(glob.glob(path)) or [path]  # noqa: PTH207
+        for match in matches:
+            inside = sorted(str(file) for file in Path(match).glob("[!.]*") if file.is_file())  # none in a file
+            in_folders += inside
+            files += inside or [match]
+    return files, in_folders
 
 
 def classify(model_path, model, paths, preprocess_image, categories):
     """Print which class the model, from the file at `model_path`, gives each picture, and draw the first hundred.
     `paths` has the pictures' files, or folders of them; `preprocess_image` is that of the training, `categories` has
-    the name of each label. Exit with code 1 if a file is not readable."""
-    if len(model.input_shape) != 4 or None in model.input_shape[1:]:
-        raise messages.UserError(f"This model is not for pictures of one size: its input is {model.input_shape}.")
+    the name of each label. Exit with code 1 if one that was named cannot be read, or none."""
+    checks.check_pictures(model)
     height, width = model.input_shape[1:3]
     count = 0
+    failed = False
     drawn = []
-    paths = files_of(paths)
+    paths, in_folders = files_of(paths)
     for path in paths:
         name = path.encode(errors="backslashreplace").decode()  # it may not be valid Unicode
         try:
             small, image = image_file.load(path, (width, height))
         except Exception as error:  # each of Pillow's readers has exceptions of its own
-            print(f"{Path(name).absolute()}: {image_file.why_not_read(error)}", file=sys.stderr, flush=True)
+            reason = "there are no files in this folder" if Path(path).is_dir() else image_file.why_not_read(error)
+            print(f"{Path(name).absolute()}: {reason}", file=sys.stderr, flush=True)
+            failed = failed or path not in in_folders
             continue
         seen, batch = as_batch(small, model, preprocess_image)
         probabilities = model.predict_on_batch(batch)[0]
@@ -112,7 +117,7 @@ def classify(model_path, model, paths, preprocess_image, categories):
         save_figure(model_path, "images")
         with explain_no_window():
             plt.show()
-    if count < len(paths):
+    if failed or count == 0:
         sys.exit(1)
 
 
@@ -127,7 +132,8 @@ def report(model_path, model, ds_test, categories):
     width = max(len(name) for name in categories.values())
     print(f"\n{'class':<{width}}  correct    of  accuracy")
     for label, row in enumerate(confusion):
-        print(f"{categories[label]:<{width}} {row[label]:>8} {row.sum():>5} {row[label] / max(row.sum(), 1):>9.1%}")
+        share = f"{row[label] / row.sum():.1%}" if row.sum() else "-"  # a class without test images
+        print(f"{categories[label]:<{width}} {row[label]:>8} {row.sum():>5} {share:>9}")
     print(f"{'all':<{width}} {confusion.trace():>8} {confusion.sum():>5} {confusion.trace() / confusion.sum():>9.2%}\n")
 
     figure = plt.figure(figsize=(17, 8), layout="constrained")

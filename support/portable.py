@@ -14,13 +14,14 @@ import h5py
 import keras
 
 from support import files
-from support.messages import beside, one_line, quoted
+from support.commands import beside, quoted
+from support.errors import one_line
 
 
 @contextlib.contextmanager
 def saving(model, path):
     """Give `with` a path to save the model to; then put that file at `path`, in a form that other versions open, too.
-    Raises messages.UserError on a full disk."""
+    Raises errors.UserError on a full disk."""
     path = Path(path)
     with files.replacing(path) as hidden:
         # on a full disk, HDF5 would crash; so see if it has room for each weight and two values of Adam, of four bytes
@@ -62,13 +63,16 @@ def rewrite(model, path):
 
 
 def describe_network(model):
-    """Return the description of a Sequential model in words that Keras 2 and Keras 3 know; None if there is none."""
+    """Return the description of a Sequential model in words that Keras 2 and Keras 3 know, and mean the same by; None
+    if there is none."""
     if not isinstance(model, keras.Sequential):
         return None
     name = model.get_config()["layers"][0]["config"]["name"]
     input_layer = {"class_name": "InputLayer", "config": {"name": name, "batch_input_shape": model.input_shape}}
     layers = [describe(layer) for layer in model.layers]
     config = {"name": model.name, "layers": [input_layer, *layers]}
+    if "hard_sigmoid" in json.dumps(config, default=str):  # for Keras 2, another function
+        return None
     if makes_the_same(model, config):
         return {"class_name": "Sequential", "config": config}
     return None

@@ -11,10 +11,10 @@ import sys
 import warnings
 from pathlib import Path
 
-from support import messages
+from support import commands, ctrl_c, errors
 
-# A process is the script's own, or somebody's who works in it: at Python's prompt, in a notebook, in IDLE, or with a
-# program that imports train.py. There, only the variables are set that the packages read while they are imported.
+# A process may be the script's own. Or somebody works in it: at Python's prompt, in a notebook, in IDLE, or with a
+# program that imports train.py. Then only the variables are set that the packages read while they are imported.
 at_a_prompt = sys.flags.interactive or hasattr(sys, "ps1") or not isinstance(sys.stdout, io.TextIOWrapper)
 is_imported = "train" in sys.modules or "test" in sys.modules
 own_process = not at_a_prompt and not is_imported
@@ -28,7 +28,7 @@ def import_packages():
                         "tensorboard.plugins.hparams.api", "tensorflow_datasets",
                         "tensorflow_datasets.public_api"):  # TFDS hides errors, this shows them
             importlib.import_module(package)
-            if messages.ctrl_c_was_pressed():  # the package has swallowed the KeyboardInterrupt
+            if ctrl_c.was_pressed():  # the package has swallowed the KeyboardInterrupt
                 raise KeyboardInterrupt
 
 
@@ -95,7 +95,7 @@ os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")  # there are drives with
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever ~/.keras/keras.json says
 os.environ["TF_USE_LEGACY_KERAS"] = "0"  # else TensorBoard asks for Keras 2
 if own_process:
-    messages.handle_ctrl_c()
+    ctrl_c.handle()
     if "inline" in os.environ.get("MPLBACKEND", ""):  # a notebook's, for its !python: it draws nothing here
         del os.environ["MPLBACKEND"]
 
@@ -104,19 +104,19 @@ try:
 except BaseException as error:
     if not own_process:
         raise
-    if messages.ctrl_c_was_pressed():  # whatever the packages have made of it
-        messages.stop()
+    if ctrl_c.was_pressed():  # whatever the packages have made of it
+        ctrl_c.stop()
     state = "missing" if isinstance(error, ModuleNotFoundError) else "broken"
-    reason = f"A package is {state}: {messages.one_line(error)}"
+    reason = f"A package is {state}: {errors.one_line(error)}"
     hiding = files_that_hide_packages()
     if hiding:
         sys.exit(f"{reason}\n"
                  f"Rename {' and '.join(hiding)} beside {Path(sys.argv[0]).name}: Python takes it for the package.")
-    requirements = messages.beside("requirements.txt")
+    requirements = commands.beside("requirements.txt")
     sys.exit(f"{reason}\n"
              f"This is Python {sys.version.split()[0]}. To install the packages, with Python 3.10 to 3.13:"
              f"  python -m pip install -r {requirements}\n"
              "With uv, you do not have to install Python:"
-             f"  uv run --python 3.13 --with-requirements {requirements} {messages.quoted(sys.argv[0])}")
+             f"  uv run --python 3.13 --with-requirements {requirements} {commands.quoted(sys.argv[0])}")
 if own_process:
     adjust_process()

@@ -56,14 +56,15 @@ def measure_training(load_data, validation_steps, fast, augment, epochs):
     import keras
 
     import train
-    from support import recipe
+    from support import augment as augmentation
+    from support import fast as recipe
     ds_train, ds_test, info = load_data()
     steps_per_epoch = info.splits["train"].num_examples // 64
     if augment:
-        ds_train = recipe.augment(ds_train, steps_per_epoch)
+        ds_train = augmentation.stream(ds_train, steps_per_epoch)
     model = train.create_model((32, 32, 3))
     if fast:
-        model = recipe.fast_copy(model, load_data, steps_per_epoch, Namespace(epochs=epochs, batch_size=64))
+        recipe.prepare(model, load_data()[0], steps_per_epoch, Namespace(epochs=epochs, batch_size=64))
     clock = {}
 
     class Clock(keras.callbacks.Callback):
@@ -108,15 +109,15 @@ def measure(side, what):
     if what == "pipeline":
         figures = measure_pipeline(load_data)
     else:
-        from support.recipe import fast_epochs
-        epochs = fast_epochs if side == "--fast" else train.epochs
+        from support import fast
+        epochs = fast.epochs if side == "--fast" else train.epochs
         figures = measure_training(load_data, validation_steps, fast, augment, epochs)
     print(json.dumps(figures))
 
 
 phases = [  # how a line printed by train.py begins, and what has ended then
     ("cifar10 is in", "importing the packages, looking at the data"),
-    ("Fast recipe", "data, network, precision, initial values"),
+    ("  Muon", "data, network, precision, initial values"),
     ("The model is in", "epochs, each with validation and checkpoint; then curves and saving"),
 ]
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -303,6 +304,17 @@ def load_from(folder, monkeypatch):
 @pytest.fixture
 def load(monkeypatch, data):
     return load_from(data, monkeypatch)
+
+
+def prepared(load, *layers, loss="sparse_categorical_crossentropy", epochs=2, batch_size=64, **arguments):
+    """A network of these layers, prepared by --fast in 16 bits, and what it takes to restore it."""
+    import keras
+
+    from support import fast
+    model = keras.Sequential([keras.Input((32, 32, 3)), *layers])
+    model.compile(loss=loss, metrics=["accuracy"], **arguments)
+    options = Namespace(epochs=epochs, batch_size=batch_size)
+    return model, fast.prepare(model, load()[0], 15, options, precision="mixed_bfloat16")
 
 
 def keys(images, labels):

@@ -78,7 +78,7 @@ def prepare(folder, *counts):
 
 def command(folder):
     """Return the whole command that trains on the data set in this folder."""
-    from support.messages import quoted
+    from support.commands import quoted
     train = f"python {quoted(Path(__file__).parents[1] / 'train.py')} --name small --epochs 3"
     if os.name == "nt":
         return f"$env:TFDS_DATA_DIR = \"{folder}\"; {train}"  # in PowerShell

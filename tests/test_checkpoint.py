@@ -13,9 +13,9 @@ from conftest import (
     checkpoint,
     convolutions,
     curves,
+    edited,
     hparams_of,
     interrupt,
-    load_from,
     message,
     name,
     options,
@@ -31,10 +31,11 @@ from conftest import (
 )
 
 
-def test_six_kills(undisturbed, tiny, tmp_path):
+def test_kills(undisturbed, tiny, tmp_path):
+    """Two at random moments, and one while a checkpoint is written."""
     moments, done = random.Random(1), []
-    for kill in range(6):
-        if kill % 2:  # while a checkpoint is written
+    for moment in "any", "write", "any":
+        if moment == "write":
             script = start_until_written(tmp_path / checkpoint, *options, cwd=tmp_path, data=tiny)
             time.sleep(moments.uniform(0, 0.05))
         else:
@@ -103,6 +104,7 @@ def test_other_options_are_no_continuation(half, tiny):
     different = ("with fast False, not True; augment False, not True; epochs 4, not 1; batch size 20, not 25; "
                  "seed 1, not 2.")
     assert different in message(err) and "--restart" in err and str(half / checkpoint) in err
+    assert out == "", "not refused at once"
     assert (half / checkpoint).read_bytes() == before
 
 
@@ -113,132 +115,102 @@ def test_fewer_epochs_make_a_model_of_what_is_finished(half, tiny):
     assert len(curves(half / "logs" / name)["train/epoch_loss"]) == 3
 
 
-def resume(folder, monkeypatch, model, load_data, steps=3, **changes):
+code_changes = {  # key: a change of train.py; value: whether it makes another run
+    "other images, other labels": ([(".map(preprocess_image)  # a batch", ".map(lambda image, label: preprocess_image("
+                                     "255 - image, (label + 1) % 10))  # a batch")], True),
+    "a function behind a name": ([("tf.image.convert_image_dtype(image, tf.float32)", "tf.cast(image, tf.float32)")],
+                                 True),
+    "another rate of dropout": ([("Dropout(0.25),\n        # second", "Dropout(0.3),\n        # second")], True),
+    "another learning rate": ([('optimizer="adam"', "optimizer=keras.optimizers.Adam(0.0005)")], True),
+    "another loss": ([("sparse_categorical_crossentropy", "poisson")], True),
+    "a larger network": ([("Dense(1024)", "Dense(1030)")], True),
+    "comments, spaces, epochs, a callback, an option": ([
+        ("# hyper-parameters\n", "# the dials\n\n"), ("Dropout(0.5),", "Dropout( 0.5 ),  # half"),
+        ("\nepochs = 30\n", "\nepochs = 31  # one more\n"),
+        ("    callbacks = [tensorboard]\n", "    callbacks = [tensorboard, keras.callbacks.TerminateOnNaN()]\n"),
+        ('help="random seed', 'help="a random seed')], False),
+}
+
+
+@pytest.mark.parametrize("change", code_changes)
+def test_other_code_is_no_continuation(change, half, tiny):
+    """It is said at once. What does not count may be changed."""
+    changes, another = code_changes[change]
+    train = edited(half, *changes)
+    before = (half / checkpoint).read_bytes()
+    out, err = run(train, *options, cwd=half, data=tiny, code=1 if another else 0)
+    if another:
+        assert "belongs to an unfinished run with other code in train.py (all but main()" in message(err)
+        assert "--restart" in err and out == "" and (half / checkpoint).read_bytes() == before
+    else:
+        assert "Resuming after epoch" in out and err == ""
+
+
+def resume(folder, monkeypatch, model, steps=3, **changes):
     """Resume the interrupted run in a folder with this model, in this process; return the number of its epochs."""
     import tensorflow as tf
 
+    import train
     from support.checkpoint import Checkpoint
     monkeypatch.chdir(folder)
     args = {"fast": False, "augment": False, "epochs": 4, "batch_size": 20, "seed": 1, "name": name, "restart": False}
-    callback = Checkpoint(Namespace(**{**args, **changes}))
-    stream = callback.begin_or_resume(model, tf.data.Dataset.range(100), steps, load_data)
+    callback = Checkpoint(Namespace(**{**args, **changes}), train.create_model)
+    stream = callback.begin_or_resume(model, tf.data.Dataset.range(100), steps)
     assert int(next(iter(stream))) == (0 if changes.get("restart") else callback.initial_epoch * 3)
     return callback.initial_epoch
 
 
-@pytest.fixture
-def load_data(tiny, monkeypatch):
-    """That of the interrupted run."""
-    return load_from(tiny, monkeypatch)
-
-
-def changed(load_data, change):
-    """load_data with test images that are changed."""
-    return lambda batch_size: (None, load_data(batch_size)[1].map(change))
-
-
-def test_another_network_is_no_continuation(half, monkeypatch, load_data):
-    """Another model of the same network is, although Keras gives its layers other names."""
+def test_what_the_code_does_not_tell_is_compared_before_anything_is_changed(half, monkeypatch):
+    """Layers of another file may have other shapes, and folders other images."""
     import keras
 
     import train
-    from support.messages import UserError
-    for attribute, value, fits in ("rate", 0.3, False), ("dtype_policy", "mixed_bfloat16", False), ("rate", 0.25, True):
-        model = train.create_model((32, 32, 3))
-        setattr(model.layers[5], attribute, value)
-        if fits:
-            assert resume(half, monkeypatch, model, load_data) >= 2
-        else:
-            with pytest.raises(UserError, match="another network, optimizer or loss") as error:
-                resume(half, monkeypatch, model, load_data)
-            assert "--restart" in message(str(error.value))
-    for optimizer, loss in (keras.optimizers.Adam(0.0005), model.loss), ("adam", "mse"):
-        model = train.create_model((32, 32, 3))
-        model.compile(optimizer, loss, metrics=["accuracy"])
-        with pytest.raises(UserError, match="another network, optimizer or loss"):
-            resume(half, monkeypatch, model, load_data)
-
-
-def test_other_images_are_no_continuation(half, monkeypatch, load_data):
-    """Of another data set, or prepared in another way."""
-    import tensorflow as tf
-
-    import train
-    from support.messages import UserError
-    model = train.create_model((32, 32, 3))
+    from support.errors import UserError
     smaller = train.create_model((16, 16, 3))
-    for other, change in [(model, lambda image, label: (image * 2 - 1, label)),
-                          (model, lambda image, label: (image, (label + 1) % 10)),
-                          (model, lambda image, label: (tf.image.rgb_to_grayscale(image), label)),
-                          (smaller, lambda image, label: (tf.image.resize(image, (16, 16)), label))]:
-        with pytest.raises(UserError) as error:
-            resume(half, monkeypatch, other, changed(load_data, change))
-        reason = "other images or labels" if other is model else "another network"
-        assert reason in message(str(error.value)) and "--restart" in str(error.value)
-    with pytest.raises(UserError, match="other images or labels"):
-        resume(half, monkeypatch, model, load_data, steps=4)
-    assert resume(half, monkeypatch, model, load_data) >= 2
+    branches = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    branches.compile("sgd", "mse")
+    for model in smaller, branches:
+        before = model.get_weights()
+        with pytest.raises(UserError, match="a network of other shapes") as error:
+            resume(half, monkeypatch, model)
+        assert "--restart" in message(str(error.value))
+        assert all(np.array_equal(old, new) for old, new in zip(before, model.get_weights()))
+    model = train.create_model((32, 32, 3))
+    with pytest.raises(UserError, match="3 steps per epoch, not 4"):
+        resume(half, monkeypatch, model, steps=4)
+    assert resume(half, monkeypatch, model) >= 2
 
 
-def test_figures_that_are_no_numbers_are_not_in_the_history(half, monkeypatch, load_data):
+def test_figures_that_are_no_numbers_are_not_in_the_history(half, monkeypatch):
     """Such as an array with one for each class, from a learner's own callback."""
     import train
     from support.checkpoint import Checkpoint
     monkeypatch.chdir(half)
-    callback = Checkpoint(Namespace(fast=False, epochs=4, batch_size=20, seed=1, name="a", restart=False))
-    callback.begin_or_resume(train.create_model((32, 32, 3)), None, 3, load_data)
+    args = Namespace(fast=False, epochs=4, batch_size=20, seed=1, name="a", restart=False)
+    callback = Checkpoint(args, train.create_model)
+    callback.begin_or_resume(train.create_model((32, 32, 3)), None, 3)
     callback.on_train_begin()
     callback.on_epoch_end(0, {"loss": 1.5, "f1": np.zeros(3), "rate": np.float32(0.5), "note": "good"})
     with np.load("results/a.checkpoint.npz") as saved:
         assert json.loads(str(saved["run"]))["history"] == [{"loss": 1.5, "rate": 0.5}]
 
 
-def test_random_changes_of_the_images_are_no_other_images(load_data):
-    import tensorflow as tf
-
-    from support.checkpoint import checksum
-    tf.random.set_seed(None)  # with a seed, they are the same each time
-    brighter = changed(load_data, lambda image, label: (tf.image.random_brightness(image, 0.5), label))
-    assert checksum(brighter, 20) is None
-    assert checksum(load_data, 20) == checksum(load_data, 20) is not None
-
-
-def test_the_same_network_has_the_same_description():
-    """In one process, Keras gives the layers other names each time, those inside others, too. The same layers that are
-    connected in another way are another network."""
-    import keras
-
-    from support.checkpoint import fingerprint
-    layers = keras.layers
-    texts = []
-    for rate, in_a_row in (0.1, False), (0.1, False), (0.2, False), (0.1, True):
-        inputs = keras.Input((32, 32, 3))
-        first = layers.Conv2D(3, 1)(inputs)
-        second = layers.Conv2D(3, 1)(first if in_a_row else inputs)
-        branches = keras.Model(inputs, layers.Add()([first, second]))
-        inner = keras.Sequential([keras.Input((32, 32, 3)), branches, layers.Dropout(rate)])
-        model = keras.Sequential([keras.Input((32, 32, 3)), inner, layers.Flatten(), layers.Dense(10)])
-        model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-        texts.append(fingerprint(model, model.variables))
-    assert texts[0] == texts[1] and len(set(texts)) == 3
-
-
 @pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: whole[:-1000], lambda whole: b"garbage" * 1000,
                                     lambda whole: whole[:9_000_000] + b"\xff" * 64 + whole[9_000_064:]],
                          ids=["empty", "truncated", "garbage", "flipped bits"])
-def test_damaged_checkpoint(damage, half, monkeypatch, load_data):
+def test_damaged_checkpoint(damage, half, monkeypatch):
     import train
-    from support.messages import UserError
+    from support.errors import UserError
     path = half / checkpoint
     damaged = damage(path.read_bytes())
     path.write_bytes(damaged)
     model = train.create_model((32, 32, 3))
     before = model.get_weights()
     with pytest.raises(UserError, match="cannot be read") as error:
-        resume(half, monkeypatch, model, load_data)
+        resume(half, monkeypatch, model)
     assert "--restart" in message(str(error.value)) and str(path) in str(error.value) and path.read_bytes() == damaged
     assert all(np.array_equal(old, new) for old, new in zip(before, model.get_weights()))
-    assert resume(half, monkeypatch, model, load_data, restart=True) == 0 and path.read_bytes() != damaged
+    assert resume(half, monkeypatch, model, restart=True) == 0 and path.read_bytes() != damaged
 
 
 def test_restart_discards_nothing_before_the_data_are_there(half, tmp_path):

@@ -36,7 +36,7 @@ def loaded(folder, size=(32, 32)):
 
 
 def refusal(folder):
-    from support.messages import UserError
+    from support.errors import UserError
     with pytest.raises(UserError) as error:
         loaded(folder)
     return message(str(error.value))
@@ -66,6 +66,25 @@ def test_the_order_is_mixed_and_always_the_same(folder):
     assert list(first) != sorted(first)
     classes.read_files.cache_clear()
     assert list(loaded(folder)[1]) == list(first)
+
+
+def test_the_pictures_are_in_memory_once(folder):
+    """Besides the copy that train.py's cache() makes; and each is read once for both streams of a run."""
+    import tracemalloc
+
+    from support import classes
+    for number in range(200):
+        picture(folder / f"train/cat/{number}.png", (number, 0, 0))
+    classes.read_files.cache_clear()
+    tracemalloc.start()
+    ds_train, ds_test, info = classes.from_folder(folder, (256, 256))
+    again = classes.from_folder(folder, (256, 256))[0]
+    size = 202 * 256 * 256 * 3
+    current, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size <= current and peak < 1.3 * size
+    for one, other in zip(ds_train, again):
+        assert np.array_equal(one[0], other[0]) and one[1] == other[1]
 
 
 def test_every_format_counts_and_what_is_no_picture_is_named(folder, capsys):
@@ -130,18 +149,3 @@ def test_pictures_are_read_once_and_new_ones_are_seen(folder, capsys):
     os.utime(folder / "train/cat/a.png", (1, 1))
     images, labels, *_ = loaded(folder)
     assert (images[labels == 0] == [255, 255, 0]).all()
-
-
-def test_a_data_set_with_another_number_of_classes(capsys):
-    from types import SimpleNamespace
-
-    import tensorflow_datasets as tfds
-
-    from support import classes
-    info = SimpleNamespace(name="x", features={"label": tfds.features.ClassLabel(num_classes=100)})
-    classes.compare(100, info)
-    classes.compare(10, SimpleNamespace(name="x", features={"label": tfds.features.Text()}))
-    classes.compare(10, SimpleNamespace(name="x", features={}))
-    assert capsys.readouterr().out == ""
-    classes.compare(10, info)
-    assert capsys.readouterr().out.startswith("num_classes is 10, but x has 100: 0, 1, 2, 3, ")

@@ -6,8 +6,10 @@ import shutil
 import signal
 import ssl
 import subprocess
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -30,7 +32,7 @@ fetch = """
 import pathlib, random, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import support.start, small_cifar10, train
-from support import download, messages
+from support import ctrl_c, download, errors
 import tensorflow_datasets as tfds
 small_cifar10.register(pathlib.Path({archive!r}))
 known = tfds.builder_cls("cifar10").url_infos  # the original address is one of ours, too
@@ -43,7 +45,7 @@ def main():
     images = sum(1 for _ in train.load_data()[1].unbatch())
     assert random.getstate() == state, "a seed would give another model after a download"
     print("test images:", images)
-messages.explain_errors(main)()
+ctrl_c.ends_the_script(errors.are_explained(main))()
 """
 
 
@@ -169,11 +171,11 @@ def test_another_data_set_without_a_network(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(f"import sys\nsys.path.insert(0, {str(root)!r})\n"
                        "import support.start, tensorflow_datasets as tfds\n"
-                       "from support import download, messages\n"
+                       "from support import download, errors\n"
                        "known = tfds.builder_cls('mnist').url_infos\n"
                        "for url in list(known):\n"
                        "    known[url.replace('https://', 'http://127.0.0.1:1/')] = known.pop(url)\n"
-                       "messages.explain_errors(lambda: download.prepare('mnist'))()\n")
+                       "errors.are_explained(lambda: download.prepare('mnist'))()\n")
     out, err = run(program, cwd=tmp_path, data=tmp_path, code=1)
     assert "mnist could not be downloaded: no connection" in message(err) and "Getting mnist" in out
 
@@ -185,7 +187,7 @@ import support.start
 import numpy as np
 import tensorflow_datasets as tfds
 import train
-from support import messages
+from support import errors
 
 class Squares(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
@@ -205,7 +207,7 @@ class Squares(tfds.core.GeneratorBasedBuilder):
             yield number, {{"image": np.zeros(self.info.features["image"].shape, np.uint8), "label": number}}
 
 train.dataset, train.data_dir = "squares/large", {data_dir!r}
-messages.explain_errors(lambda: print(train.load_data()[1].element_spec[0].shape))()
+errors.are_explained(lambda: print(train.load_data()[1].element_spec[0].shape))()
 """
 
 
@@ -228,6 +230,28 @@ def test_a_builder_of_ones_own_in_a_folder_of_ones_own(data_dir, tmp_path):
         out, err = load_own(tmp_path, data_dir=data_dir)
         assert "squares/large is in" in out and "(None, 16, 16, 3)" in out and "Traceback" not in err
     assert (tmp_path / "my data/squares/large/1.0.0").exists() and not (tmp_path / "default").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs another drive, here Linux's shared memory")
+def test_folders_that_are_links_to_another_drive(server, archive, tmp_path):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as drive:
+        assert Path(drive).stat().st_dev != tmp_path.stat().st_dev
+        for folder in "cifar10", "downloads":
+            Path(drive, folder).mkdir()
+            (tmp_path / folder).symlink_to(Path(drive, folder))
+        out, err = load(server, archive, tmp_path, ["good"])
+        assert "test images: 50" in out
+        assert sorted(path.name for path in Path(drive).glob("*/*")) == ["3.0.2", "manual"]
+
+
+@posix
+def test_a_link_to_a_drive_that_is_not_there(tmp_path):
+    for link in "squares", "squares/large":
+        (tmp_path / "default" / link).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "default" / link).symlink_to(tmp_path / "drive")
+        out, err = load_own(tmp_path, code=1)
+        assert f"{tmp_path / 'default' / link} is a link to {tmp_path / 'drive'}, which is not there." in message(err)
+        (tmp_path / "default" / link).unlink()
 
 
 def test_a_mistake_in_a_builder_of_ones_own_is_shown(tmp_path):
@@ -308,13 +332,14 @@ def start_until_incomplete(pattern, server, archive, folder, mirrors):
     return script
 
 
-downloading, preparing = "incomplete.*/tmp*", "incomplete.*/cifar10/incomplete.*"
+downloading = "downloads/manual/incomplete.*/tmp*"
+preparing = "cifar10/incomplete.*/cifar10/incomplete.*"
 
 
 @posix
 def test_one_ctrl_c_is_enough_and_leaves_nothing(server, archive, tmp_path):
     """While the archive is downloaded, extracted and prepared; TFDS sometimes loses the KeyboardInterrupt."""
-    for pattern, mirror, seconds in [(downloading, "slow", 0), ("incomplete.*/extracted/*", "good", 0),
+    for pattern, mirror, seconds in [(downloading, "slow", 0), ("cifar10/incomplete.*/extracted/*", "good", 0),
                                      (preparing, "good", 0.2)]:
         script = start_until_incomplete(pattern, server, archive, tmp_path, [mirror])
         time.sleep(seconds)
@@ -327,8 +352,8 @@ def test_one_ctrl_c_is_enough_and_leaves_nothing(server, archive, tmp_path):
 def test_what_a_kill_has_left_is_deleted_when_it_is_old(server, archive, tmp_path):
     """That of another process, which may go on, is not touched, and neither is what is not ours."""
     start_until_incomplete(preparing, server, archive, tmp_path, ["good"]).kill()
-    killed, = tmp_path.glob("incomplete.*")
-    going_on = shutil.copytree(killed, tmp_path / "incomplete.image-classifier.other")
+    killed, = tmp_path.glob("cifar10/incomplete.*")
+    going_on = shutil.copytree(killed, tmp_path / "cifar10/incomplete.image-classifier.other")
     theirs = tmp_path / "downloads/extracted/incomplete.of-others"
     theirs.mkdir(parents=True)
     for path in [killed, *killed.rglob("*"), theirs]:
@@ -376,7 +401,7 @@ def damaged(version, what):
 
 def test_damaged_data(tmp_path, tiny):
     from support import download
-    from support.messages import UserError
+    from support.errors import UserError
     reasons = {"no description": "no description", "garbage for a description": "JSON",
                "another format": "array_record", "gone": "No such file", "empty": "0 instead of 70 images",
                "truncated": "truncated record", "corrupted": "corrupted record"}

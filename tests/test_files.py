@@ -1,4 +1,5 @@
 """Files: where they may go; none is half written, and none is overwritten."""
+import contextlib
 import re
 import shutil
 import time
@@ -26,7 +27,7 @@ from conftest import (
 
 def test_something_in_the_way(tmp_path, monkeypatch):
     from support import files
-    from support.messages import UserError
+    from support.errors import UserError
     monkeypatch.chdir(tmp_path)
     for path in "results", "logs", f"logs/{name}":
         (tmp_path / path).parent.mkdir(exist_ok=True)
@@ -79,6 +80,45 @@ def test_what_a_kill_left_is_deleted_when_it_is_old(tmp_path):
     assert path.read_text() == "whole" and sorted(tmp_path.iterdir()) == sorted([path, young, other])
 
 
+def test_a_clock_that_was_ahead_and_is_set_right(half, undisturbed, tiny):
+    """An hour ahead while the first epochs were logged."""
+    import tensorflow as tf
+    from tensorboard.compat.proto.event_pb2 import Event
+    for path in (half / "logs").rglob("*tfevents*"):
+        with contextlib.suppress(tf.errors.DataLossError):  # the kill may have torn the last record
+            records = []
+            for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+                event = Event.FromString(record)
+                event.wall_time += 3600
+                records.append(event.SerializeToString())
+        size = path.stat().st_size
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for record in records:
+                writer.write(record)
+        assert abs(path.stat().st_size - size) < 100
+    out, err = run("train.py", *options, cwd=half, data=tiny)
+    assert "Resuming after epoch" in out and err == ""
+    same_as_undisturbed(half, undisturbed)
+
+
+def test_logs_are_cut_back_to_their_sizes(tmp_path):
+    """A file of a learner's own writer, too. One that a power cut has made shorter is not filled up."""
+    from support import files
+    for file, content in ("a/events.out.tfevents.1", b"12345"), ("epochs.csv", b"123"), ("notes.txt", b"mine"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(content)
+    sizes = files.log_sizes(tmp_path)
+    assert sizes == {"a/events.out.tfevents.1": 5, "epochs.csv": 3}
+    (tmp_path / "a/events.out.tfevents.1").write_bytes(b"123456789")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/events.out.tfevents.2").write_bytes(b"later")
+    (tmp_path / "epochs.csv").write_bytes(b"1")
+    files.cut_back(tmp_path, sizes)
+    found = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {"events.out.tfevents.1": b"12345", "events.out.tfevents.2": b"", "epochs.csv": b"1",
+                     "notes.txt": b"mine"}
+
+
 @posix
 @rare
 def test_disk_full(half, undisturbed, tiny):
@@ -96,13 +136,19 @@ def test_disk_full(half, undisturbed, tiny):
 
 @posix
 def test_training_again_keeps_the_earlier_run(undisturbed, tiny, tmp_path):
-    """Also if the model is read-only."""
+    """With its pictures. Also if the model is read-only."""
     folder = shutil.copytree(undisturbed, tmp_path / "again")
     old = (folder / f"results/{name}.h5").read_bytes()
+    for picture in "sample", "report":
+        (folder / f"results/{name}-{picture}.png").write_text(f"the {picture} of the earlier run")
     (folder / f"results/{name}.h5").chmod(0o444)
     out, err = run_after(without_privileges, "train.py", *options, "--seed", 2, cwd=folder, data=tiny)
-    dated = re.search(rf"kept as logs/({name}-[\d-]+), results/\1\.png, results/\1\.h5$", out, re.M)[1]
+    dated = re.search(rf"^The earlier run is kept:\n  logs/({name}-[\d-]+)\n  results/\1\.h5\n  results/\1\.png\n"
+                      r"  results/\1-sample\.png\n  results/\1-report\.png$", out, re.M)[1]
     assert (folder / f"results/{dated}.h5").read_bytes() == old and err == ""
+    for picture in "sample", "report":
+        assert (folder / f"results/{dated}-{picture}.png").read_text() == f"the {picture} of the earlier run"
+        assert not (folder / f"results/{name}-{picture}.png").exists(), "beside another model"
     first, second = curves(folder / "logs" / dated), curves(folder / "logs" / name)
     assert first == curves(undisturbed / "logs" / name)
     assert [step for step, value in second["train/epoch_loss"]] == [0, 1, 2, 3]

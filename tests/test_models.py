@@ -37,7 +37,7 @@ def test_a_tutorials_own_model_is_tested(tmp_path, tiny):
 
 
 def test_scores_become_probabilities(tmp_path):
-    """A softmax is added if there is none at the end, in a network inside another one, too."""
+    """A softmax is added if there is none at the end, in a network inside another one, too; to sigmoids, it is not."""
     import keras
 
     from support.models import load_model
@@ -48,6 +48,7 @@ def test_scores_become_probabilities(tmp_path):
             ([keras.Sequential([keras.Input((3072,)), layers.Dense(10), layers.Softmax()])], False), \
             ([keras.Sequential([keras.Input((3072,)), layers.Dense(10)])], True), \
             ([layers.Dense(10, activation="softmax"), layers.Activation("linear", dtype="float32")], False), \
+            ([layers.Dense(10, activation="sigmoid")], False), \
             ([layers.Dense(10, activation="softmax"), layers.Flatten()], False):
         model = keras.Sequential([keras.Input((32, 32, 3)), layers.Flatten(), *last])
         model.save(tmp_path / "model.h5")
@@ -86,13 +87,13 @@ def refusal(path):
     """What test.py says of a model file, without a process for each file."""
     import tensorflow as tf
 
-    from support import classes, models
-    from support.messages import UserError
+    from support import checks, models
+    from support.errors import UserError
     images = tf.data.Dataset.from_tensor_slices((np.zeros((3, 32, 32, 3)), range(3))).batch(2)
     with pytest.raises(UserError) as error:
         model = models.load_model(path)
-        classes.check_model(model, dict.fromkeys(range(10)))
-        models.check_images(model, images)
+        checks.check_classes(model, dict.fromkeys(range(10)))
+        checks.check_images(model, images)
     return message(str(error.value))
 
 
@@ -134,12 +135,12 @@ def test_another_kind_of_model(layers, shape, reason, tmp_path):
 def test_a_model_for_images_of_any_size(tmp_path):
     import tensorflow as tf
 
-    from support import models
+    from support import checks, models
     path = write_model(tmp_path / "model.h5", "L.Conv2D(10, 3, activation='softmax')", "L.GlobalAveragePooling2D()",
                        shape=(None, None, 3))
     images = tf.data.Dataset.from_tensor_slices((np.zeros((3, 32, 32, 3)), range(3))).batch(2)
     model = models.load_model(path)
-    models.check_images(model, images)
+    checks.check_images(model, images)
     assert len(model.layers) == 2, "a second softmax"
 
 
@@ -247,6 +248,7 @@ def refused(path, reason):
     assert path.as_posix() in message(err) and reason in err and len(err.strip().split("\n")) <= 2, err
 
 
+@rare
 @both
 @pytest.mark.parametrize("kind", elsewhere)
 def test_weights_that_are_elsewhere_are_refused(kind, evil):
@@ -254,6 +256,7 @@ def test_weights_that_are_elsewhere_are_refused(kind, evil):
     refused(evil, "Not allowed: H5 " if evil.suffix == ".h5" else "cannot be loaded as a Keras model")
 
 
+@rare
 @pytest.mark.parametrize("evil", [".h5"], indirect=True)
 def test_all_weights_that_are_elsewhere_are_refused(evil):
     with h5py.File(evil, "r+") as file:
@@ -280,6 +283,7 @@ def a_layer(name, module="keras.layers", **config):
     return {"module": module, "class_name": name, "config": config, "registered_name": None, "build_config": {}}
 
 
+@rare
 @both
 @pytest.mark.parametrize("kind", ["code", "os.system, a layer", "os.system, an activation", "get_file", "a SavedModel",
                                   "a vocabulary"])

@@ -25,7 +25,6 @@ def test_network(capsys):
         "relu"] * 7
     assert model.layers[-1].activation.__name__ == "softmax" and model.loss == "sparse_categorical_crossentropy"
     assert (model.input_shape, model.output_shape) == ((None, 32, 32, 3), (None, 10))
-    assert (train.batch_size, train.num_classes, train.epochs) == (64, 10, 30)
     assert type(model.optimizer) is keras.optimizers.Adam
     assert float(model.optimizer.learning_rate) == np.float32(0.001)
 
@@ -89,9 +88,9 @@ def test_every_image_is_decoded_once(load, monkeypatch):
 
 def test_no_pipeline_is_tuned(load):
     """Else the end of a training may have to wait; for how long is not asserted, since that is a matter of luck."""
-    from support import recipe
+    from support import augment
     ds_train, ds_test, info = load()
-    for dataset in ds_train, ds_test, recipe.augment(ds_train, 20), ds_train.skip(3), ds_test.shuffle(7):
+    for dataset in ds_train, ds_test, augment.stream(ds_train, 20), ds_train.skip(3), ds_test.shuffle(7):
         assert dataset.options().autotune.enabled is False
 
 
@@ -155,9 +154,3 @@ def test_same_seed_same_numbers(undisturbed, tiny, tmp_path):
     assert f"Next: python {(root / 'test.py').as_posix()} results/again.h5" in again
     assert (tmp_path / "logs/again/epochs.csv").read_text() == (undisturbed / f"logs/{name}/epochs.csv").read_text()
     assert (tmp_path / "results/again.h5").read_bytes() == (undisturbed / f"results/{name}.h5").read_bytes()
-
-
-@pytest.mark.parametrize("script", ["train.py", "test.py"])
-def test_help(script, tmp_path, data):
-    out, err = run(script, "--help", cwd=tmp_path, data=data)
-    assert "usage" in out and err == "" and list(tmp_path.iterdir()) == []

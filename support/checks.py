@@ -1,0 +1,68 @@
+"""Whether a network, the classes and the images belong together. If not, a line says so, and another one the cure.
+Without this, a wrong number of classes or another size of images ends in an error of TensorFlow's."""
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from support.errors import UserError
+
+
+def check_network(model, info):
+    """Before the training: raise UserError if Keras cannot train or save the network, or if it does not have an output
+    for each class of the data set, which `info` describes. (A single output, for yes or no, is left to its loss.)"""
+    if not hasattr(model, "output_shape"):
+        raise UserError(f"Keras does not know the shapes of your class {type(model).__name__}.\n"
+                        "Let create_model() return a Sequential([...]) or a keras.Model(inputs, outputs).")
+    if not isinstance(model.input_shape, tuple) or not isinstance(model.output_shape, tuple):
+        raise UserError("This network has several inputs or outputs, but train.py and test.py are for one of each.")
+    parts_of_loss = getattr(model.loss, "__dict__", {}).values()
+    if any(isinstance(part, (keras.Variable, tf.Variable)) for part in parts_of_loss):
+        raise UserError("The loss has a variable of its own, which would be neither trained nor saved. "
+                        "Make it a constant, or a weight of a layer.")
+    if "label" not in info.features or not hasattr(info.features["label"], "names"):
+        return
+    names = info.features["label"].names
+    outputs = model.output_shape[-1]
+    if outputs not in (1, len(names)):
+        raise UserError(f"The network has {outputs} outputs, but {info.name} has {len(names)} classes: "
+                        f"{first_of(names)}.\n"
+                        f"Set num_classes = {len(names)} in train.py.")
+
+
+def first_of(words):
+    """Return a text with the first twenty of the words."""
+    more = [f"and {len(words) - 20} more"] if len(words) > 20 else []
+    return ", ".join([*words[:20], *more])
+
+
+def check_classes(model, categories):
+    """Raise UserError if a trained model does not have an output for each of the `categories` of test.py."""
+    count = len(categories)
+    if model.output_shape == (None, count):
+        return
+    if count == 0:
+        raise UserError("test.py has no classes: the folder that `categories` names, with your pictures, is not in\n"
+                        f"{Path.cwd()}. Run the command in the folder where it is.")
+    if isinstance(model.output_shape, tuple) and len(model.output_shape) == 2 and model.output_shape[1] != 1:
+        outputs = model.output_shape[1]
+        cure = (f"It was trained for {outputs} classes. Name these in `categories` of test.py, or train another model\n"
+                f"for your {count}, with num_classes = {count} in train.py.")
+    else:
+        cure = 'It should end in Dense(..., activation="softmax") with an output for each of `categories`.'
+    raise UserError(f"This model does not classify into the {count} classes of test.py: its output is "
+                    f"{model.output_shape}.\n{cure}")
+
+
+def check_images(model, ds_test):
+    """Raise UserError if the model is not for images like those of `ds_test`, batches of images and labels."""
+    shape = tuple(ds_test.element_spec[0].shape)
+    sizes = zip(model.input_shape, shape)
+    if len(model.input_shape) != len(shape) or any(None not in pair and pair[0] != pair[1] for pair in sizes):
+        raise UserError(f"This model is not for these test images: its input is {model.input_shape}, they are {shape}.")
+
+
+def check_pictures(model):
+    """Raise UserError if the model is not for pictures, or not for pictures of one size."""
+    if len(model.input_shape) != 4 or None in model.input_shape[1:]:
+        raise UserError(f"This model is not for pictures of one size: its input is {model.input_shape}.")
