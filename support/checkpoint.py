@@ -6,12 +6,13 @@ import inspect
 import io
 import json
 import re
+from numbers import Real
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from support import errors, files, loggable
+from support import errors, files
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -27,7 +28,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.args = args
         self.path = Path("results", f"{args.name}.checkpoint.npz")
         self.logdir = Path("logs", args.name)
-        self.options = loggable.options(args)
+        self.options = options_of(args)
         self.run = {"options": self.options, "code": code_beside(create_model)}
         self.saved = {} if args.restart or not self.path.exists() else self.read()
         self.history = self.run["history"] = self.saved.get("history", [])  # a dict of metrics for each finished epoch
@@ -110,7 +111,8 @@ class Checkpoint(keras.callbacks.Callback):
             errors.training["where"] = f"in epoch {epoch + 1} of {self.args.epochs}"
 
     def on_epoch_end(self, epoch, logs=None):
-        self.history.append(loggable.numbers(logs))
+        numbers = {key: float(value) for key, value in logs.items() if isinstance(value, Real)}
+        self.history.append(numbers)  # a learner's own metrics may be arrays or texts
         if self.fits == 1:
             self.write()
 
@@ -129,6 +131,13 @@ class Checkpoint(keras.callbacks.Callback):
         np.savez(content, *values, run=json.dumps(self.run))
         with files.replacing(self.path) as path:
             path.write_bytes(content.getbuffer())
+
+
+def options_of(args):
+    """Return the options that matter for the result, a dict, as the checkpoint and TensorBoard can keep them: None, a
+    Path, or a value of another such kind, as text."""
+    kept = {key: value for key, value in vars(args).items() if key not in ("name", "restart")}
+    return {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in kept.items()}
 
 
 def code_beside(function):

@@ -1,6 +1,7 @@
 """Whether a network, the classes and the images belong together. If not, a line says so, and another one the cure.
 Without this, a wrong number of classes or another size of images ends in an error of TensorFlow's."""
 from pathlib import Path
+from textwrap import shorten
 
 import keras
 import tensorflow as tf
@@ -26,14 +27,8 @@ def check_network(model, info):
     outputs = model.output_shape[-1]
     if outputs not in (1, len(names)):
         raise UserError(f"The network has {outputs} outputs, but {info.name} has {len(names)} classes: "
-                        f"{first_of(names)}.\n"
+                        f"{shorten(', '.join(names), 200)}.\n"
                         f"Set num_classes = {len(names)} in train.py.")
-
-
-def first_of(words):
-    """Return a text with the first twenty of the words."""
-    more = [f"and {len(words) - 20} more"] if len(words) > 20 else []
-    return ", ".join([*words[:20], *more])
 
 
 def check_classes(model, categories):
@@ -56,9 +51,8 @@ def check_classes(model, categories):
 
 def check_images(model, ds_test):
     """Raise UserError if the model is not for images like those of `ds_test`, batches of images and labels."""
-    shape = tuple(ds_test.element_spec[0].shape)
-    sizes = zip(model.input_shape, shape)
-    if len(model.input_shape) != len(shape) or any(None not in pair and pair[0] != pair[1] for pair in sizes):
+    shape = ds_test.element_spec[0].shape
+    if not shape.is_compatible_with(model.input_shape):
         raise UserError(f"This model is not for these test images: its input is {model.input_shape}, they are {shape}.")
 
 

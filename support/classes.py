@@ -2,6 +2,7 @@
 Without this, one odd file among thousands ends the training, and others are left out silently."""
 import functools
 from pathlib import Path
+from textwrap import shorten
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,6 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from support import image_file
-from support.checks import first_of
 from support.errors import UserError
 from support.screen import verbose
 
@@ -63,8 +63,8 @@ def read(folder, names, size):
     (n,), in a mixed order."""
     files = []
     for label, name in enumerate(names):
-        if (folder / name).is_dir():
-            files += [(path, label, path.lstat().st_mtime) for path in sorted((folder / name).iterdir())]
+        for path in sorted(Path(folder, name).glob("[!.]*")):  # none if there is no such folder
+            files.append((path, label, path.lstat().st_mtime))
     order = np.random.default_rng(0).permutation(len(files))  # they are sorted by class
     return read_files(folder, names, size, tuple(files[index] for index in order))
 
@@ -73,32 +73,21 @@ def read(folder, names, size):
 def read_files(folder, names, size, files):
     """Read those of the `files`, (path, label, time of its last change), that are pictures; if one has changed, all are
     read again. Print how many each class has, and what is left out. Return the same as read()."""
-    images = np.empty((len(files), *size, 3), np.uint8)  # the only copy: they may need a gigabyte
+    images = np.empty((len(files), *size, 3), np.uint8)  # the only copy, since it may need a gigabyte
     labels = []
-    left_out = {}
+    left_out = []
     for path, label, _ in tqdm(files, unit=" files", ncols=79, delay=1, disable=verbose() == 2):
-        if path.name.startswith(".") or not path.is_file():
-            left_out[path] = "it is hidden, or no file"
-            continue
         try:
             small, _ = image_file.load(path, size[::-1])
         except Exception as error:  # each of Pillow's readers has exceptions of its own
-            left_out[path] = image_file.why_not_read(error)
+            left_out.append(f"  {path}: {image_file.why_not_read(error)}")
             continue
         images[len(labels)] = small
         labels.append(label)
     counts = [f"{labels.count(label)} of {name}" for label, name in enumerate(names)]
-    print(f"{folder}: {first_of(counts)}")
-    print_left_out(left_out)
+    print(f"{folder}: {shorten(', '.join(counts), 400)}")
+    if left_out:
+        print(f"Left out: {len(left_out)}", *sorted(left_out)[:max_named], sep="\n")
+    if len(left_out) > max_named:
+        print(f"  and {len(left_out) - max_named} more")
     return images[:len(labels)], np.array(labels, np.int64)
-
-
-def print_left_out(reasons):
-    """Print the first of the files that are left out, a dict of their reasons; those that are not hidden come first."""
-    paths = sorted(reasons, key=lambda path: (path.name.startswith("."), path))
-    if paths:
-        print(f"Left out: {len(paths)}")
-    for path in paths[:max_named]:
-        print(f"  {path}: {reasons[path]}")
-    if len(paths) > max_named:
-        print(f"  and {len(paths) - max_named} more")

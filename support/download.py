@@ -114,7 +114,10 @@ def incomplete_folder(place):
                 raise UserError(f"{path} is a link to {path.readlink()}, which is not there.\n"
                                 "Connect that drive, or delete the link; then run the same command again.")
         place.mkdir(parents=True, exist_ok=True)
-        delete_old(place)
+        for left in place.glob(prefix + "*"):  # by processes that were killed, if all in it is older than an hour
+            newest = max(path.stat().st_mtime for path in [left, *left.rglob("*")])
+            if newest < time.time() - 3600:
+                shutil.rmtree(left, ignore_errors=True)
         folder = tempfile.TemporaryDirectory(prefix=prefix, dir=place, ignore_cleanup_errors=True)
     except OSError as error:
         raise UserError(file_error(error.filename or place, error)) from error
@@ -124,14 +127,6 @@ def incomplete_folder(place):
             yield Path(made)
     finally:
         ctrl_c.unfinished.discard(made)
-
-
-def delete_old(place):
-    """Delete the folders of processes that were killed, if all in them is older than an hour."""
-    for left in place.glob(prefix + "*"):
-        newest = max(path.stat().st_mtime for path in [left, *left.rglob("*")])
-        if newest < time.time() - 3600:
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def fetch_archive(archive, original):

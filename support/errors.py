@@ -38,24 +38,16 @@ def explain(error):
     if isinstance(error, UserError):
         return str(error)
     disk = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES
-    if type(error).__module__.startswith("tensorflow."):
-        error = as_system_error(error, disk)
     if isinstance(error, OSError) and error.errno in disk:
         return file_error(error.filename, error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
+    if type(error).__module__.startswith("tensorflow."):  # if the disk was the reason, its text is "PATH; REASON"
+        for number in disk:
+            path, found, _ = one_line(error, 10_000).partition(f"; {os.strerror(number)}")
+            if found:
+                return file_error(path, OSError(number, os.strerror(number)))
+    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":  # Python's, TensorFlow's
         return "There is not enough memory.\nClose other programs, or use a smaller --batch-size or network."
     return None
-
-
-def as_system_error(error, numbers):
-    """Return the OSError of which TensorFlow has made an error of its own, if it had one of these numbers; or else the
-    error. A full disk and a full memory are of one class there, but of the disk, the text has "PATH; REASON"."""
-    text = one_line(error, 10_000)
-    for number in numbers:
-        path, found, _ = text.partition(f"; {os.strerror(number)}")
-        if found:
-            return OSError(number, os.strerror(number), path)
-    return error
 
 
 def file_error(path, error):

@@ -70,32 +70,22 @@ def keep_earlier(name):
         if not path.is_file() and not any(path.glob("*")):  # it is missing, or an empty folder
             continue
         dated = path.with_name(name + date + path.name.removeprefix(name))
-        try:
-            path.rename(dated)
-        except OSError as error:  # on Windows, while TensorBoard shows it
-            raise UserError(file_error(path, error)) from error
+        path.rename(dated)
         kept.append(str(dated))
     if kept:
         print("The earlier run is kept:", *kept, sep="\n  ")
 
 
-def log_files(logdir):
-    """Return the files of a run that grow with every epoch: the event files and epochs.csv, in its folder of logs."""
-    return [*logdir.rglob("events.out.tfevents.*"), *logdir.glob("epochs.csv")]
-
-
 def log_sizes(logdir):
-    """Return the size of each of these files, in bytes: a dict, whose keys are the paths in the folder."""
-    return {path.relative_to(logdir).as_posix(): path.stat().st_size for path in log_files(logdir)}
+    """Return the sizes, in bytes, of the files that grow with every epoch: the event files and epochs.csv in a run's
+    folder of logs. The keys of this dict are their paths in the folder."""
+    files = [*logdir.rglob("events.out.tfevents.*"), *logdir.glob("epochs.csv")]
+    return {file.relative_to(logdir).as_posix(): file.stat().st_size for file in files}
 
 
 def cut_back(logdir, sizes):
-    """Cut the logs of an unfinished run back to the sizes that they had with its checkpoint, so that the resumed run
-    logs each epoch once. What came later becomes empty. Raises UserError if that fails."""
-    for path in log_files(logdir):
-        size = sizes.get(path.relative_to(logdir).as_posix(), 0)
-        try:
-            if path.stat().st_size > size:
-                os.truncate(path, size)
-        except OSError as error:  # on Windows, while TensorBoard shows it
-            raise UserError(file_error(path, error)) from error
+    """Cut the logs of an unfinished run back to the sizes that they had when its checkpoint was written, so that the
+    resumed run logs each epoch once. What came later becomes empty."""
+    for file, size in log_sizes(logdir).items():
+        if size > sizes.get(file, 0):
+            os.truncate(logdir / file, sizes.get(file, 0))

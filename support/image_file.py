@@ -1,6 +1,7 @@
 """A picture from a file, of nearly any format that Pillow knows, as the model gets it and as it is shown.
 Without this, photos from a telephone lie on their side, and many formats come out wrong."""
 import contextlib
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -21,6 +22,8 @@ def load(path, size):
     """Read a picture of any format that Pillow knows, but EPS; Pillow raises many kinds of errors. Return two RGB
     PIL.Images: its middle, reduced with antialiasing to `size`, (width, height) in pixels; and the upright picture, at
     most 400 pixels wide and high."""
+    if Path(path).is_dir():
+        raise ValueError("it is a folder, and there are no pictures in it")
     Image.MAX_IMAGE_PIXELS = 100_000_000  # Pillow refuses more than twice this; telephones take 200 megapixels
     Image.init()
     formats = [name for name in Image.OPEN if name != "EPS"]  # EPS is a program, for which it starts Ghostscript

@@ -11,7 +11,6 @@ from tensorboard.plugins.hparams import api as hparams
 
 from support import files
 from support.errors import one_line
-from support.loggable import numbers
 
 
 class RunLogger(keras.callbacks.CSVLogger):
@@ -23,14 +22,12 @@ class RunLogger(keras.callbacks.CSVLogger):
         self.logdir = Path(logdir)
         self.tensorboard = tensorboard
         self.checkpoint = checkpoint
-        self.is_new = checkpoint.initial_epoch == 0
         super().__init__(self.logdir / "epochs.csv", append=True)
 
     def set_model(self, model):
         super().set_model(model)
-        if not self.is_new:  # the logs have it
+        if self.checkpoint.initial_epoch or self.checkpoint.fits:  # the logs have it
             return
-        self.is_new = False
         forward_pass = tf.function(model).get_concrete_function(tf.TensorSpec(model.input_shape))
         with tf.summary.create_file_writer(str(self.logdir / "train")).as_default():
             tf.summary.graph(forward_pass.graph)
@@ -46,7 +43,7 @@ class RunLogger(keras.callbacks.CSVLogger):
         self.tensorboard._global_train_batch = int(self.model.optimizer.iterations)
 
     def on_epoch_end(self, epoch, logs=None):
-        super().on_epoch_end(epoch, numbers(logs))  # an array would take several lines
+        super().on_epoch_end(epoch, logs)
         for writer in self.tensorboard._writers.values():
             writer.flush()  # else a kill may lose what Keras has logged of an epoch that the checkpoint has
 

@@ -60,7 +60,7 @@ def as_batch(small, model, preprocess_image):
         if tuple(batch.shape[1:]) == model.input_shape[1:]:
             return seen, batch
     raise UserError(f"preprocess_image() in train.py makes images of shape {tuple(batch.shape[1:])},\n"
-                             f"but the model takes {model.input_shape[1:]}.")
+                    f"but the model takes {model.input_shape[1:]}.")
 
 
 def files_of(paths):
@@ -93,8 +93,7 @@ def classify(model_path, model, paths, preprocess_image, categories):
         try:
             small, image = image_file.load(path, (width, height))
         except Exception as error:  # each of Pillow's readers has exceptions of its own
-            reason = "there are no files in this folder" if Path(path).is_dir() else image_file.why_not_read(error)
-            print(f"{Path(name).absolute()}: {reason}", file=sys.stderr, flush=True)
+            print(f"{Path(name).absolute()}: {image_file.why_not_read(error)}", file=sys.stderr, flush=True)
             failed = failed or path not in in_folders
             continue
         seen, batch = as_batch(small, model, preprocess_image)
