@@ -131,8 +131,8 @@ def main():
     if not model.built:  # it has no Input(...)
         model.build((None, *ds_train.element_spec[0].shape[1:]))
     checks.check_network(model, info)
-    if args.fast:  # it looks at images of its own, since to read from a stream changes its order
-        written = fast.prepare(model, load_data(args.batch_size)[0], steps_per_epoch, args, checkpoint.precision)
+    if args.fast:  # other settings for this training; a stream of its own, so that the order of ds_train stays
+        own_settings = fast.prepare(model, load_data(args.batch_size)[0], steps_per_epoch, args, checkpoint.precision)
 
     # begin, or resume an interrupted run; an earlier run with this name is renamed
     ds_train = checkpoint.begin_or_resume(model, ds_train, steps_per_epoch)
@@ -159,8 +159,8 @@ def main():
         callbacks=callbacks,
         initial_epoch=checkpoint.initial_epoch,
     )
-    if args.fast:  # the network is saved as it is written in create_model()
-        fast.restore(model, written)
+    if args.fast:  # the network is saved as create_model() has made it
+        fast.restore(model, own_settings)
 
     # save the model
     path = Path("results", f"{args.name}.h5")

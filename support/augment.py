@@ -4,7 +4,7 @@ import random
 
 import tensorflow as tf
 
-farthest = 3  # pixels that an image is shifted
+farthest = 3  # pixels that an image is shifted at most, in each direction
 hole = 8  # side of the square, in pixels, that is blanked out
 
 

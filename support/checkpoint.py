@@ -29,7 +29,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.path = Path("results", f"{args.name}.checkpoint.npz")
         self.logdir = Path("logs", args.name)
         self.options = options_of(args)
-        self.run = {"options": self.options, "code": code_beside(create_model)}
+        self.run = {"options": self.options, "code": code_of_script(create_model)}
         self.saved = {} if args.restart or not self.path.exists() else self.read()
         self.history = self.run["history"] = self.saved.get("history", [])  # a dict of metrics for each finished epoch
         self.initial_epoch = len(self.history)
@@ -63,7 +63,7 @@ class Checkpoint(keras.callbacks.Callback):
         if other:
             self.refuse("; ".join(other))
         if self.saved.get("code") != self.run["code"]:
-            self.refuse("other code in train.py (all but main(), parse_args() and comments counts)")
+            self.refuse("other code in train.py (main(), parse_args(), epochs and comments do not count)")
 
     def refuse(self, other):
         """Raise UserError: the interrupted run had something other."""
@@ -135,15 +135,15 @@ class Checkpoint(keras.callbacks.Callback):
 
 def options_of(args):
     """Return the options that matter for the result, a dict, as the checkpoint and TensorBoard can keep them: None, a
-    Path, or a value of another such kind, as text."""
+    Path and the like become text."""
     kept = {key: value for key, value in vars(args).items() if key not in ("name", "restart")}
     return {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in kept.items()}
 
 
-def code_beside(function):
-    """Return a checksum of the code of the script in which this function stands: a run is this code. Comments and
-    spaces do not count, nor do parts that do not change the run, or that its options tell: main(), parse_args() and
-    `epochs`."""
+def code_of_script(function):
+    """Return a checksum of the code of the script in which this function stands: a run is this code. Not compared are
+    comments and spaces; main() and parse_args(), where a callback or an option may be added; and `epochs`, which is an
+    option."""
     lines, _ = inspect.findsource(function)
     parts = [ast.unparse(part) for part in ast.parse("".join(lines)).body]
     kept = [part for part in parts if not re.match(r"(@.+\n)*def (main|parse_args)\(|epochs\b", part)]

@@ -53,7 +53,7 @@ def from_folder(folder, size):
 
 
 def stream(images, labels):
-    """Return the images and labels as a tf.data.Dataset. Of arrays, TensorFlow would keep two more copies."""
+    """Return the images and labels as a tf.data.Dataset. From arrays, TensorFlow would make two more copies of them."""
     one = tf.TensorSpec(images.shape[1:], tf.uint8), tf.TensorSpec((), tf.int64)
     return tf.data.Dataset.from_generator(lambda: zip(images, labels), output_signature=one)
 

@@ -30,11 +30,12 @@ def handle():
     """Let the first Ctrl-C raise KeyboardInterrupt, as Python does, and the second one end the process: TensorFlow
     sometimes loses the first. A run in the background, which ignores Ctrl-C, goes on doing so."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the background, it is SIG_IGN
-        signal.signal(signal.SIGINT, first)
+        signal.signal(signal.SIGINT, first_ctrl_c)
         sys.unraisablehook = print_unless_lost
 
 
-def first(number, frame):
+def first_ctrl_c(number, frame):
+    """Raise KeyboardInterrupt; but end at once while data are prepared, and delete what is there of them."""
     signal.signal(signal.SIGINT, stop)  # for the second one
     if unfinished:  # TFDS is at work, which may lose a KeyboardInterrupt, and then waits for ever
         for folder in 3 * list(unfinished):  # three times, since its threads go on writing

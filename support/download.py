@@ -24,7 +24,6 @@ mirrors = [
 prefix = "incomplete.image-classifier."  # of the folders in which data are downloaded and prepared, up to 400 MB
 network_errors = (requests.RequestException, tfds.core.download.util.DownloadError,
                   tfds.core.download.download_manager.NonMatchingChecksumError)
-disk_errors = tf.errors.PermissionDeniedError, tf.errors.ResourceExhaustedError  # the second one is a full disk
 archive_sha256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"  # as registered in TFDS
 
 
@@ -73,7 +72,7 @@ def check(builder):
 
 def download(name, root, folder):
     """Download the data set of this name and prepare it, in a folder of its own in the data folder `root`; then move it
-    to `folder`. An error that is neither the network's nor the disk's is raised as it is."""
+    to `folder`. Raises UserError if the network or a package fails; other errors are raised as they are."""
     downloads = root.absolute() / "downloads"
     archive = downloads / "manual" / "cifar-10-binary.tar.gz"
     state = random.getstate()  # TFDS uses up random numbers; the same seed must give the same model after a download
@@ -93,8 +92,6 @@ def download(name, root, folder):
                 Path(builder.data_dir).rename(folder)
     except network_errors as error:
         raise UserError(f"{name} could not be downloaded: {cause(error)}\nTry again later.") from error
-    except disk_errors as error:
-        raise UserError(file_error(folder, error)) from error
     except ModuleNotFoundError as error:
         reason = str(error).splitlines()[0]  # No module named 'scipy'
         raise UserError(f"{name} needs another package: {reason}.\n"
@@ -105,8 +102,8 @@ def download(name, root, folder):
 
 @contextlib.contextmanager
 def incomplete_folder(place):
-    """Give `with` the Path of a temporary folder in the folder `place`, where its content will belong: so that this can
-    be renamed, whatever drive it is on. Raises UserError if it cannot be made."""
+    """Give `with` the Path of a temporary folder inside the folder `place`, to which its content is moved when it is
+    complete: so both are on the same drive. Raises UserError if it cannot be made."""
     place = place.absolute()
     try:
         for path in (place, *place.parents):

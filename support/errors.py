@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-training = {}  # "where": how far the training is, in words; it is empty until there is something to resume
+training = {}  # "where": how far the training is, in words, once it has begun
 
 
 class UserError(Exception):

@@ -29,7 +29,7 @@ def prepare(model, ds_train, steps_per_epoch, args, precision=None):
     initial_values.set_all(model, ds_train, gain)
     layers = initial_values.inner_layers(model)
     dropouts = [layer for layer in layers if isinstance(layer, Dropout)]
-    written = {
+    own_settings = {
         "precision": [(part, part.dtype_policy) for part in [model, *layers]],
         "dropout": [(layer, layer.rate) for layer in dropouts],
         "compile": model._compile_config.config,  # the arguments of compile() in create_model()
@@ -39,20 +39,20 @@ def prepare(model, ds_train, steps_per_epoch, args, precision=None):
     loss = smoothed_loss(model)
     print("  smoothed labels" if loss else "  the network's own loss")
     optimizer = make_optimizer(model, args, steps_per_epoch)
-    model.compile(**{**written["compile"], "optimizer": optimizer, "loss": loss or model.loss})
+    model.compile(**{**own_settings["compile"], "optimizer": optimizer, "loss": loss or model.loss})
     if loss:  # make the metrics now, so that `fit` traces the training step once, not twice
         model.compute_metrics(None, np.zeros(1), np.zeros((1, model.output_shape[-1]), "float32"))
-    return written
+    return own_settings
 
 
-def restore(model, written):
+def restore(model, own_settings):
     """Give the trained model back the precision, dropout, optimizer and loss of create_model(), as prepare() has
     returned them. Its weights stay."""
-    for part, policy in written["precision"]:
+    for part, policy in own_settings["precision"]:
         part.dtype_policy = policy
-    for layer, rate in written["dropout"]:
+    for layer, rate in own_settings["dropout"]:
         layer.rate = rate
-    model.compile(**written["compile"])
+    model.compile(**own_settings["compile"])
 
 
 def set_precision(model, layers, precision):

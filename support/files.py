@@ -12,11 +12,6 @@ from support.errors import UserError, file_error
 pictures_of_a_model = "-sample", "-images", "-report"  # their names are the model's with one of these
 
 
-def model_file(name):
-    """Return the Path of the model of the run with this name."""
-    return Path("results", f"{name}.h5")
-
-
 def make_folders(name):
     """Make the folders of the run with this name. Raise UserError now if its files cannot be written."""
     for folder in Path("results"), Path("logs", name):
@@ -25,8 +20,9 @@ def make_folders(name):
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
             raise UserError(f"Cannot write to the folder {folder.absolute()}: {error.strerror}.") from error
-    if model_file(name).is_dir():
-        raise UserError(f"The model cannot be saved as {model_file(name).absolute()}: a folder has that name.")
+    model = Path("results", f"{name}.h5")
+    if model.is_dir():
+        raise UserError(f"The model cannot be saved as {model.absolute()}: a folder has that name.")
 
 
 @contextlib.contextmanager

@@ -57,13 +57,13 @@ def whiten_first_layer(model, ds_train, new, gain):
     first.kernel.assign(kernel)
     if first.use_bias:
         first.bias.assign(bias)
-    print("  the first layer whitens the images")
+    print("  instead of that, the first layer whitens the images")
 
 
 def whitening(images, size, filters, gain):
-    """Return kernel and bias of a convolution of this kernel size whose outputs are uncorrelated.
-    Its filters are the principal components of patches of the `images`, (n, height, width, channels), each with both
-    signs; their outputs have a standard deviation of about `gain`."""
+    """Return kernel and bias of a convolution of this kernel size. Its filters are the principal components of patches
+    of the `images`, (n, height, width, channels): their outputs are uncorrelated, with a standard deviation of about
+    `gain`. The second half of the filters are the negatives of the first."""
     images = tf.cast(images, tf.float32)
     patches = tf.image.extract_patches(images, (1, *size, 1), (1, 1, 1, 1), (1, 1, 1, 1), "VALID")
     patches = tf.reshape(patches, (-1, patches.shape[-1])).numpy()

@@ -49,8 +49,10 @@ class RunLogger(keras.callbacks.CSVLogger):
 
     def on_train_end(self, logs=None):
         super().on_train_end(logs)
+        path = Path("results", f"{self.checkpoint.args.name}.png")
         try:
-            plot_curves(self.checkpoint.history, files.model_file(self.checkpoint.args.name).with_suffix(".png"))
+            plot_curves(self.checkpoint.history, path)
+            print(f"The curves are in {path}")
         except Exception as error:  # whatever it is, the model is still to be saved
             print(f"The curves could not be drawn: {one_line(error)}")
 

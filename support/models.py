@@ -76,6 +76,6 @@ def gives_probabilities(model):
         return True
     size = [length or 96 for length in model.input_shape[1:]]  # of a model for images of any size
     if math.prod(size) > 100_000_000:
-        raise ValueError(f"It is for images of {size} values, which are too many.")
+        raise ValueError(f"It is for images of {' x '.join(map(str, size))} values, which are too many.")
     answers = np.asarray(model(np.random.default_rng(0).random((2, *size), np.float32)))
     return answers.min() >= 0 and answers.max() <= 1

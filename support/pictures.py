@@ -157,13 +157,9 @@ def report(model_path, model, ds_test, categories):
     path = save_figure(model_path, "report")
     with explain_no_window():
         plt.show()
-    logdir = Path("logs", model_path.stem)
-    if path and logdir.is_dir() and model_path.resolve().parent == Path("results").resolve():
-        log_picture(path, logdir / "report")
-
-
-def log_picture(picture, logdir):
-    """Put a picture, the Path of a PNG, into TensorBoard's IMAGES tab, in place of an earlier one."""
-    shutil.rmtree(logdir, ignore_errors=True)
-    with tf.summary.create_file_writer(str(logdir)).as_default():
-        tf.summary.image(logdir.name, tf.io.decode_png(picture.read_bytes())[None], step=0)
+    # also in TensorBoard's IMAGES tab, in place of an earlier one, if the logs of this model are there
+    logdir = Path("logs", model_path.stem, "report")
+    if path and logdir.parent.is_dir() and model_path.resolve().parent == Path("results").resolve():
+        shutil.rmtree(logdir, ignore_errors=True)
+        with tf.summary.create_file_writer(str(logdir)).as_default():
+            tf.summary.image("report", tf.io.decode_png(path.read_bytes())[None], step=0)

@@ -32,9 +32,7 @@ def saving(model, path):
             rewrite(model, hidden)
     if not path.exists():  # a learner's own line has saved the model somewhere else
         return
-    curves = path.with_suffix(".png")
-    and_curves = f", and its curves are in {curves}" if curves.exists() else ""
-    print(f"The model is in {path}{and_curves}\n"
+    print(f"The model is in {path}\n"
           f"Next: python {beside('test.py')} {quoted(path)}\n"
           "and:  tensorboard --logdir=logs")
 
@@ -63,15 +61,15 @@ def rewrite(model, path):
 
 
 def describe_network(model):
-    """Return the description of a Sequential model in words that Keras 2 and Keras 3 know, and mean the same by; None
-    if there is none."""
+    """Return the description of a Sequential model in words that mean the same in Keras 2 and Keras 3; None if there
+    is none."""
     if not isinstance(model, keras.Sequential):
         return None
     name = model.get_config()["layers"][0]["config"]["name"]
     input_layer = {"class_name": "InputLayer", "config": {"name": name, "batch_input_shape": model.input_shape}}
     layers = [describe(layer) for layer in model.layers]
     config = {"name": model.name, "layers": [input_layer, *layers]}
-    if "hard_sigmoid" in json.dumps(config, default=str):  # for Keras 2, another function
+    if "hard_sigmoid" in json.dumps(config, default=str):  # it is another function in Keras 2
         return None
     if makes_the_same(model, config):
         return {"class_name": "Sequential", "config": config}
@@ -89,7 +87,7 @@ def describe_training(model, settings):
     metrics = settings["metrics"] or []
     weighted = settings["weighted_metrics"] or []
     if kind in ("sparse_categorical_crossentropy", "SparseCategoricalCrossentropy"):
-        # by "accuracy" in a file, Keras 2 understands another metric
+        # "accuracy" in a file is another metric in Keras 2
         accuracy = {"class_name": "SparseCategoricalAccuracy", "config": {"name": "accuracy"}}
         metrics = [accuracy if metric == "accuracy" else metric for metric in metrics]
         weighted = [accuracy if metric == "accuracy" else metric for metric in weighted]

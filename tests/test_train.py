@@ -128,8 +128,8 @@ def test_train_prints_what_the_tutorial_shows(trained, data):
     assert re.findall(r"^Epoch (\d)/2$", out, re.M) == ["1", "2"]
     assert len(re.findall(r"^31/31 - \d+s - \d+ms/step - accuracy: [\d.]+ - loss: [\d.]+ - val_accuracy: [\d.]+ - "
                           r"val_loss: [\d.]+$", out, re.M)) == 2
-    assert out.strip().split("\n")[-3:] == [
-        f"The model is in results/{name}.h5, and its curves are in results/{name}.png",
+    assert out.strip().split("\n")[-4:] == [
+        f"The curves are in results/{name}.png", f"The model is in results/{name}.h5",
         f"Next: python {(root / 'test.py').as_posix()} results/{name}.h5", "and:  tensorboard --logdir=logs"]
     assert len(lines) < 75, "something else is printed, too"
     assert {path.name for path in (trained / "results").iterdir()} == {f"{name}.h5", f"{name}.png"}
