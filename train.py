@@ -115,7 +115,7 @@ def create_model(input_shape):
 def main():
     args = parse_args()
     files.make_folders(args.name)  # fails now, not after the training, if results/ or logs/ cannot be written
-    checkpoint = Checkpoint(args, create_model)  # of an interrupted run with this code, if there is one
+    checkpoint = Checkpoint(args, main)  # of an interrupted run with this code, if there is one
     if args.seed is not None:
         keras.utils.set_random_seed(args.seed)
 
@@ -135,7 +135,7 @@ def main():
         own_settings = fast.prepare(model, load_data(args.batch_size)[0], steps_per_epoch, args, checkpoint.precision)
 
     # begin, or resume an interrupted run; an earlier run with this name is renamed
-    ds_train = checkpoint.begin_or_resume(model, ds_train, steps_per_epoch)
+    ds_train = checkpoint.begin_or_resume(model, ds_train, steps_per_epoch, info)
     if args.augment:
         ds_train = augment.stream(ds_train, steps_per_epoch, checkpoint.initial_epoch)
 

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from support import errors, files
+from support.checks import class_names
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -20,16 +21,16 @@ class Checkpoint(keras.callbacks.Callback):
     results/NAME.checkpoint.npz, so that its parts always belong together; keras.callbacks.BackupAndRestore writes two
     files, without options and history. A checkpoint without any epoch is written before the training begins: the sign
     that the logs belong to an unfinished run.
-    `args` has the options of the command line, `create_model` is a function of the script. Raises errors.UserError if
+    `args` has the options of the command line, `main` is the main function of the script. Raises errors.UserError if
     there is a checkpoint that cannot be read, or one of a run with other options or other code."""
 
-    def __init__(self, args, create_model):
+    def __init__(self, args, main):
         super().__init__()
         self.args = args
         self.path = Path("results", f"{args.name}.checkpoint.npz")
         self.logdir = Path("logs", args.name)
         self.options = options_of(args)
-        self.run = {"options": self.options, "code": code_of_script(create_model)}
+        self.run = {"options": self.options, "code": code_of_script(main)}
         self.saved = {} if args.restart or not self.path.exists() else self.read()
         self.history = self.run["history"] = self.saved.get("history", [])  # a dict of metrics for each finished epoch
         self.initial_epoch = len(self.history)
@@ -71,22 +72,26 @@ class Checkpoint(keras.callbacks.Callback):
                                "To resume it, use the same options and code; to discard it, add --restart;\n"
                                "to keep it, choose another --name.")
 
-    def begin_or_resume(self, model, ds_train, steps_per_epoch):
+    def begin_or_resume(self, model, ds_train, steps_per_epoch, info):
         """Put the interrupted run, if there is one, into the compiled model, and cut the logs back to it; otherwise,
         rename an earlier run that has this name. Return the training stream as it goes on from there.
-        Raises UserError if the interrupted run had another number of steps, or variables of other shapes."""
+        Raises UserError if the interrupted run had another number of steps, other classes (of the data set that `info`
+        describes), or variables of other shapes."""
         model.optimizer.build(model.trainable_variables)
         self.variables = model.variables + model.optimizer.variables
         self.run["steps"] = steps_per_epoch
+        self.run["classes"] = class_names(info)
         self.run["precision"] = model.dtype_policy.name
         if self.saved:
             if self.saved["steps"] != steps_per_epoch:
                 self.refuse(f"{self.saved['steps']} steps per epoch, not {steps_per_epoch}")
+            if self.saved["classes"] != self.run["classes"]:
+                self.refuse("other names of classes")
             values = self.saved.pop("values")
             if [value.shape for value in values] != [tuple(variable.shape) for variable in self.variables]:
                 self.refuse("a network of other shapes")
             for variable, value in zip(self.variables, values):
-                variable.assign(value)
+                variable.assign(value.view(variable.dtype))  # NumPy's file does not know bfloat16
             print(f"Resuming after epoch {self.initial_epoch} of {self.args.epochs}")
         if not self.path.exists():
             files.keep_earlier(self.args.name)
@@ -100,7 +105,7 @@ class Checkpoint(keras.callbacks.Callback):
     def delete(self):
         """Delete the checkpoint. It stays if the training was not finished, but interrupted, with a learner's own
         `except KeyboardInterrupt` around it."""
-        if self.finished:
+        if self.finished or not self.fits:  # without this callback, nothing was saved
             self.path.unlink(missing_ok=True)
 
     def on_train_begin(self, logs=None):
@@ -144,7 +149,10 @@ def code_of_script(function):
     """Return a checksum of the code of the script in which this function stands: a run is this code. Not compared are
     comments and spaces; main() and parse_args(), where a callback or an option may be added; and `epochs`, which is an
     option."""
-    lines, _ = inspect.findsource(function)
+    lines, _ = inspect.findsource(inspect.unwrap(function))
     parts = [ast.unparse(part) for part in ast.parse("".join(lines)).body]
-    kept = [part for part in parts if not re.match(r"(@.+\n)*def (main|parse_args)\(|epochs\b", part)]
+    kept = [part for part in parts if not re.match(r"(@.+\n)*def (main|parse_args)\(", part)]
+    with_epochs = [part for part in kept if re.search(r"\bepochs\b", part)]
+    if len(with_epochs) == 1:  # else it matters, as for a schedule of the learning rate
+        kept.remove(with_epochs[0])
     return hashlib.sha256("\n".join(kept).encode()).hexdigest()

@@ -21,14 +21,17 @@ def check_network(model, info):
     if any(isinstance(part, (keras.Variable, tf.Variable)) for part in parts_of_loss):
         raise UserError("The loss has a variable of its own, which would be neither trained nor saved. "
                         "Make it a constant, or a weight of a layer.")
-    if "label" not in info.features or not hasattr(info.features["label"], "names"):
-        return
-    names = info.features["label"].names
+    names = class_names(info)
     outputs = model.output_shape[-1]
-    if outputs not in (1, len(names)):
+    if names and outputs not in (1, len(names)):
         raise UserError(f"The network has {outputs} outputs, but {info.name} has {len(names)} classes: "
                         f"{shorten(', '.join(names), 200)}.\n"
                         f"Set num_classes = {len(names)} in train.py.")
+
+
+def class_names(info):
+    """Return the names of the classes in the data set that `info` describes, a list, or None if it has none."""
+    return getattr(info.features["label"], "names", None) if "label" in info.features else None
 
 
 def check_classes(model, categories):

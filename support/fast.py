@@ -57,10 +57,10 @@ def restore(model, own_settings):
 
 def set_precision(model, layers, precision):
     """Let the layers compute with this Keras policy. Their weights stay float32, and so does the last layer, since 16
-    bits are too few for the loss."""
+    bits are too few for the loss; so do layer classes of the learner's own, which may not be written for 16 bits."""
     model.dtype_policy = precision
     for layer in layers[:-1]:
-        if layer.dtype_policy.name == "float32":
+        if layer.dtype_policy.name == "float32" and type(layer).__module__.startswith("keras."):
             layer.dtype_policy = precision
     print(f"  computed in {precision}")
 
@@ -73,7 +73,7 @@ def set_dropout(layers, epochs):
         layer.rate = 0
     for layer in layers[-1:]:
         layer.rate *= share
-    print("  dropout before the last layer only, and less" if layers and share else "  no dropout")
+    print("  Dropout layers: off, the last one weaker" if layers and share else "  Dropout layers: off")
 
 
 def smoothed_loss(model):

@@ -23,7 +23,7 @@ def load(path, size):
     PIL.Images: its middle, reduced with antialiasing to `size`, (width, height) in pixels; and the upright picture, at
     most 400 pixels wide and high."""
     if Path(path).is_dir():
-        raise ValueError("it is a folder, and there are no pictures in it")
+        raise ValueError("it is a folder; only files that are directly in a folder count")
     Image.MAX_IMAGE_PIXELS = 100_000_000  # Pillow refuses more than twice this; telephones take 200 megapixels
     Image.init()
     formats = [name for name in Image.OPEN if name != "EPS"]  # EPS is a program, for which it starts Ghostscript

@@ -72,7 +72,7 @@ def load_hdf5(path):
 def gives_probabilities(model):
     """Return whether the answers of a model for two images of noise are probabilities, which are from 0 to 1, and not
     scores. Those of a softmax sum to 1, those of sigmoids do not. A model that is not for images is not tried."""
-    if not isinstance(model.input_shape, tuple) or len(model.input_shape) != 4:
+    if not isinstance(model.output_shape, tuple) or len(model.input_shape) != 4:
         return True
     size = [length or 96 for length in model.input_shape[1:]]  # of a model for images of any size
     if math.prod(size) > 100_000_000:

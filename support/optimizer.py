@@ -20,7 +20,8 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step):
         done = (tf.cast(step, tf.float32) + 1) / (self.steps + 1)  # Keras counts steps from 0
-        return self.peak * tf.minimum(done / self.warm_up, (1 - done) / (1 - self.warm_up))
+        share = tf.minimum(done / self.warm_up, (1 - done) / (1 - self.warm_up))
+        return self.peak * tf.maximum(share, 0)  # a learner's own `fit` may take more steps
 
 
 def kernels_for_muon(variables):

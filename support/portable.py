@@ -57,7 +57,7 @@ def rewrite(model, path):
         print(f"Keras cannot open this network again from a .h5 file: {one_line(error, 100)}\n"
               "Its weights are saved. To save the network, too: if it has a layer class of your own, write\n"
               "@keras.saving.register_keras_serializable() above it; if it has a Lambda, make that such a class;\n"
-              "if it has neither, replace .h5 by .keras at the end of train.py.")
+              "in other cases, replace .h5 by .keras at the end of train.py.")
 
 
 def describe_network(model):

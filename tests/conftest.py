@@ -9,6 +9,7 @@ import sys
 import time
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -304,6 +305,12 @@ def load_from(folder, monkeypatch):
 @pytest.fixture
 def load(monkeypatch, data):
     return load_from(data, monkeypatch)
+
+
+def info_of(*classes):
+    """As load_data() returns it, of a data set with these classes."""
+    import tensorflow_datasets as tfds
+    return SimpleNamespace(name="x", features={"label": tfds.features.ClassLabel(names=classes)} if classes else {})
 
 
 def prepared(load, *layers, loss="sparse_categorical_crossentropy", epochs=2, batch_size=64, **arguments):

@@ -15,6 +15,7 @@ from conftest import (
     curves,
     edited,
     hparams_of,
+    info_of,
     interrupt,
     message,
     name,
@@ -22,6 +23,7 @@ from conftest import (
     plain,
     posix,
     rare,
+    root,
     run,
     run_after,
     same_as_undisturbed,
@@ -29,6 +31,7 @@ from conftest import (
     start_until_written,
     wait_for_output,
 )
+from small_cifar10 import labels
 
 
 def test_kills(undisturbed, tiny, tmp_path):
@@ -146,7 +149,22 @@ def test_other_code_is_no_continuation(change, half, tiny):
         assert "Resuming after epoch" in out and err == ""
 
 
-def resume(folder, monkeypatch, model, steps=3, **changes):
+def test_the_line_of_epochs_counts_if_something_else_needs_it(tmp_path):
+    """Such as a learning rate that falls over all epochs."""
+    from support.checkpoint import code_of_script
+    found = []
+    for number, text in enumerate([
+            "epochs = 3\ndef main():\n    print(epochs)\nrate = 1", "epochs = 4  # more\n\ndef main():\n    pass\nrate = 1",
+            "epochs = 3\ndef main():\n    pass\nrate = 1 / epochs", "epochs = 4\ndef main():\n    pass\nrate = 1 / epochs"]):
+        path = tmp_path / f"{number}.py"
+        path.write_text(text)
+        names = {}
+        exec(compile(text, path, "exec"), names)
+        found.append(code_of_script(names["main"]))
+    assert found[0] == found[1] and len(set(found)) == 3
+
+
+def resume(folder, monkeypatch, model, steps=3, classes=labels, **changes):
     """Resume the interrupted run in a folder with this model, in this process; return the number of its epochs."""
     import tensorflow as tf
 
@@ -154,8 +172,8 @@ def resume(folder, monkeypatch, model, steps=3, **changes):
     from support.checkpoint import Checkpoint
     monkeypatch.chdir(folder)
     args = {"fast": False, "augment": False, "epochs": 4, "batch_size": 20, "seed": 1, "name": name, "restart": False}
-    callback = Checkpoint(Namespace(**{**args, **changes}), train.create_model)
-    stream = callback.begin_or_resume(model, tf.data.Dataset.range(100), steps)
+    callback = Checkpoint(Namespace(**{**args, **changes}), train.main)
+    stream = callback.begin_or_resume(model, tf.data.Dataset.range(100), steps, info_of(*classes))
     assert int(next(iter(stream))) == (0 if changes.get("restart") else callback.initial_epoch * 3)
     return callback.initial_epoch
 
@@ -178,6 +196,8 @@ def test_what_the_code_does_not_tell_is_compared_before_anything_is_changed(half
     model = train.create_model((32, 32, 3))
     with pytest.raises(UserError, match="3 steps per epoch, not 4"):
         resume(half, monkeypatch, model, steps=4)
+    with pytest.raises(UserError, match="other names of classes"):
+        resume(half, monkeypatch, model, classes=[*labels[:-1], "zebra"])
     assert resume(half, monkeypatch, model) >= 2
 
 
@@ -187,8 +207,8 @@ def test_figures_that_are_no_numbers_are_not_in_the_history(half, monkeypatch):
     from support.checkpoint import Checkpoint
     monkeypatch.chdir(half)
     args = Namespace(fast=False, epochs=4, batch_size=20, seed=1, name="a", restart=False)
-    callback = Checkpoint(args, train.create_model)
-    callback.begin_or_resume(train.create_model((32, 32, 3)), None, 3)
+    callback = Checkpoint(args, train.main)
+    callback.begin_or_resume(train.create_model((32, 32, 3)), None, 3, info_of(*labels))
     callback.on_train_begin()
     callback.on_epoch_end(0, {"loss": 1.5, "f1": np.zeros(3), "rate": np.float32(0.5), "note": "good"})
     with np.load("results/a.checkpoint.npz") as saved:
@@ -228,3 +248,41 @@ def test_more_epochs_and_restart(half, tiny):
         out, err = interrupt(script)
         assert ("Resuming after epoch" in out) == resumed
         assert f"of 300; to resume, run the same command {again}" in err
+
+
+def test_the_code_of_the_script_counts_where_its_network_is_in_another_file(half, tiny):
+    source = (root / "train.py").read_text(encoding="utf-8")
+    function = source[source.index("def create_model"):source.index("@ctrl_c")]
+    train = edited(half, (function, "from network import create_model\n\n\n"))
+    (half / "network.py").write_text("import keras\nfrom keras.layers import *\nfrom keras.models import Sequential\n"
+                                     f"num_classes = 10\n{function}", encoding="utf-8")
+    script = start(train, *options, "--restart", cwd=half, data=tiny)
+    wait_for_output(script, "Epoch 3/4")
+    script.kill()
+    edited(half, ("(image, tf.float32)", "(255 - image, tf.float32)"))
+    out, err = run(train, *options, cwd=half, data=tiny, code=1)
+    assert "other code in train.py" in message(err)
+
+
+def test_values_of_16_bits_resume(half, monkeypatch):
+    import keras
+    import tensorflow as tf
+    from keras.layers import Dense, Flatten
+
+    import train
+    from support.checkpoint import Checkpoint
+    monkeypatch.chdir(half)
+
+    def model_of(value):
+        model = keras.Sequential([keras.Input((32, 32, 3)), Flatten(), Dense(10, dtype="bfloat16")])
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        model.layers[-1].bias.assign(value * np.ones(10))
+        return model
+    args = Namespace(fast=False, epochs=4, batch_size=20, seed=1, name="a", restart=False)
+    saved, resumed = model_of(3), model_of(0)
+    for model in saved, resumed:
+        callback = Checkpoint(args, train.main)
+        callback.begin_or_resume(model, tf.data.Dataset.range(100), 3, info_of(*labels))
+        callback.on_train_begin()
+        callback.on_epoch_end(0, {"loss": 1.0})
+    assert callback.initial_epoch == 1 and (np.float32(resumed.layers[-1].bias) == 3).all()

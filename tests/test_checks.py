@@ -1,15 +1,8 @@
 """What does not belong together is said in a line or two, with the cure."""
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
-from conftest import message
-
-
-def info_of(*classes):
-    import tensorflow_datasets as tfds
-    return SimpleNamespace(name="x", features={"label": tfds.features.ClassLabel(names=classes)} if classes else {})
+from conftest import info_of, message
 
 
 def refusal(check, *arguments):

@@ -456,6 +456,15 @@ def test_ones_own_classes_learn_and_new_pictures_count(tmp_path):
     assert "val_accuracy: 1.0" in out
 
 
+def test_without_the_checkpoint_an_earlier_model_is_kept_too(tmp_path, tiny):
+    train = edited(tmp_path, smaller, ("callbacks=callbacks", "callbacks=[tensorboard]"))
+    run(train, *in_one_go, cwd=tmp_path, data=tiny)
+    before = (tmp_path / f"results/{name}.h5").read_bytes()
+    out, err = run(train, *in_one_go, cwd=tmp_path, data=tiny)
+    dated = re.search(rf"^  (results/{name}-\d+-\d+\.h5)$", out, re.M)[1]
+    assert (tmp_path / dated).read_bytes() == before and not (tmp_path / checkpoint).exists()
+
+
 def test_another_number_of_classes_is_refused_before_the_training(tmp_path, tiny):
     train = edited(tmp_path, smaller, ("num_classes = 10", "num_classes = 12"))
     out, err = run(train, *in_one_go, cwd=tmp_path, data=tiny, code=1)

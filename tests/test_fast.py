@@ -56,10 +56,10 @@ def test_long_runs_have_dropout(capsys):
         layers = [keras.layers.Dropout(0.25), keras.layers.Dropout(0.5)]
         fast.set_dropout(layers, epochs)
         assert [layer.rate for layer in layers] == [0, pytest.approx(last)]
-        assert capsys.readouterr().out == ("  dropout before the last layer only, and less\n" if last else
-                                           "  no dropout\n")
+        assert capsys.readouterr().out == ("  Dropout layers: off, the last one weaker\n" if last else
+                                           "  Dropout layers: off\n")
     fast.set_dropout([], 30)
-    assert capsys.readouterr().out == "  no dropout\n"
+    assert capsys.readouterr().out == "  Dropout layers: off\n"
 
 
 def test_the_networks_own_settings_come_back(load):
@@ -90,6 +90,25 @@ def test_the_networks_own_settings_come_back(load):
     assert model.get_config() != described
 
 
+def test_layers_of_ones_own_stay_in_32_bits(load):
+    """They may have other layers in them, or constants; and Keras' layers around them compute in 16 bits."""
+    import keras
+    import tensorflow as tf
+    from keras.layers import Conv2D, Dense, Flatten
+
+    class Block(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.inner = Conv2D(8, 3, padding="same")
+
+        def call(self, images):
+            return images + self.inner(images) * tf.constant(0.5)
+    model, _ = prepared(load, Conv2D(8, 3), Block(), Conv2D(4, 3), Flatten(), Dense(10, "softmax"))
+    history = model.fit(load()[0], steps_per_epoch=2, verbose=0).history
+    assert np.isfinite(history["loss"][0])
+    assert [layer.compute_dtype for layer in model.layers] == ["bfloat16", "float32", "bfloat16", "bfloat16", "float32"]
+
+
 def test_a_network_without_a_softmax(load):
     import keras
 
@@ -114,7 +133,7 @@ def test_another_loss_stays(load, capsys):
             (ignoring, Dense(10, "softmax")), ("sparse_categorical_crossentropy", Dense(1, "softmax")):
         model, _ = prepared(load, Flatten(), Dense(8), last, loss=loss)
         assert model.loss is loss
-        assert "  no dropout\n  the network's own loss\n" in capsys.readouterr().out
+        assert "  Dropout layers: off\n  the network's own loss\n" in capsys.readouterr().out
 
 
 def test_the_three_spellings_of_the_loss_are_known(load):

@@ -132,6 +132,14 @@ def test_another_kind_of_model(layers, shape, reason, tmp_path):
     assert reason in refusal(path)
 
 
+def test_a_model_with_two_outputs(tmp_path):
+    import keras
+    inputs = keras.Input((32, 32, 3))
+    flat = keras.layers.Flatten()(inputs)
+    keras.Model(inputs, [keras.layers.Dense(10)(flat), keras.layers.Dense(3)(flat)]).save(tmp_path / "model.h5")
+    assert "does not classify into the 10 classes" in refusal(tmp_path / "model.h5")
+
+
 def test_a_model_for_images_of_any_size(tmp_path):
     import tensorflow as tf
 

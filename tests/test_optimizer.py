@@ -37,3 +37,4 @@ def test_every_step_learns(steps):
     top = rates.argmax()
     assert (np.diff(rates[:top + 1]) > 0).all() and (np.diff(rates[top:]) <= 0).all()
     assert steps < 100 or 14 <= top <= 16
+    assert float(rate(steps)) == float(rate(10 * steps)) == 0, "more steps unlearn what was learned"

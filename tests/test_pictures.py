@@ -96,7 +96,7 @@ def test_a_folder_and_a_pattern_are_all_their_pictures(folder, photo, tmp_path):
     assert out.count("a.jpg: ") == 2 and out.count("b.png: ") == 1
     found, err = classify(tmp_path, "photos/*.bmp", "photos/album", model=folder / f"results/{name}.h5", code=1)
     assert found == {} and "*.bmp: cannot be read" in err
-    assert "photos/album: cannot be read as a picture: it is a folder, and there are no" in err.replace("\\", "/")
+    assert "photos/album: cannot be read as a picture: it is a folder; only" in err.replace("\\", "/")
 
 
 def test_what_is_no_picture_in_a_folder_is_said_and_left_out(folder, photo, tmp_path):
