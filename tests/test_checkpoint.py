@@ -153,10 +153,9 @@ def test_the_line_of_epochs_counts_if_something_else_needs_it(tmp_path):
     """Such as a learning rate that falls over all epochs."""
     from support.checkpoint import code_of_script
     found = []
-    for number, text in enumerate([
-            "epochs = 3\ndef main():\n    print(epochs)\nrate = 1", "epochs = 4  # more\n\ndef main():\n    pass\nrate = 1",
-            "epochs = 3\ndef main():\n    pass\nrate = 1 / epochs", "epochs = 4\ndef main():\n    pass\nrate = 1 / epochs"]):
-        path = tmp_path / f"{number}.py"
+    for epochs, rate in ("3", "1"), ("4  # more\n", "1"), ("3", "1 / epochs"), ("4", "1 / epochs"):
+        path = tmp_path / f"{len(found)}.py"
+        text = f"epochs = {epochs}\nrate = {rate}\ndef main():\n    print(epochs, {len(found)})\n"
         path.write_text(text)
         names = {}
         exec(compile(text, path, "exec"), names)
