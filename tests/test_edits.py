@@ -264,7 +264,7 @@ def test_fast_takes_only_what_it_needs_from_ones_own_functions(tmp_path, tiny):
                    ("ds_test, info = load_data(args", "ds_test, info, more = load_data(args"),
                    (re.search(r"    model\.compile\(.*\n", (root / "train.py").read_text())[0], with_weights))
     out, err = run(train, "--fast", "--augment", "--epochs", 1, cwd=tmp_path, data=tiny)
-    assert "  the first layer whitens the images\n" in out and "  smoothed labels\n" in out and err == ""
+    assert "the first layer whitens the images\n" in out and "  smoothed labels\n" in out and err == ""
     with h5py.File(tmp_path / f"results/{name}.h5") as file:
         training = json.loads(file.attrs["training_config"])
     assert training["loss_weights"] == [0.5]
