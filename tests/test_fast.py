@@ -158,9 +158,12 @@ def wavy(images):
     return images * keras.ops.sigmoid(1.5 * images)
 
 
-class Small(keras.regularizers.Regularizer):  # it has no get_config(), as the layer below
+class Small(keras.regularizers.Regularizer):  # it is not registered
     def __call__(self, kernel):
         return 1e-4 * tf.reduce_sum(kernel ** 2)
+
+    def get_config(self):
+        return {}
 
 
 class Own(keras.Model):
@@ -168,7 +171,7 @@ class Own(keras.Model):
         return super().train_step(*arguments)
 
 
-class Bias(keras.layers.Layer):
+class Bias(keras.layers.Layer):  # it has no get_config()
     def __init__(self, size):
         super().__init__()
         self.bias = self.add_weight(shape=(size,))
