@@ -77,6 +77,9 @@ def read_files(folder, names, size, files):
     labels = []
     left_out = []
     for path, label, _ in tqdm(files, unit=" files", ncols=79, delay=1, disable=verbose() == 2):
+        if not path.is_file():  # a folder; or a pipe, which would be waited for
+            left_out.append(f"  {path}: it is no file")
+            continue
         try:
             small, _ = image_file.load(path, size[::-1])
         except Exception as error:  # each of Pillow's readers has exceptions of its own

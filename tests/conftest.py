@@ -295,16 +295,12 @@ def convolutions(log_dir):
     return sum(node.op == "Conv2D" for node in nodes)
 
 
-def load_from(folder, monkeypatch):
-    """load_data, in this process, on the data set in a folder."""
-    import train
-    monkeypatch.setattr(train, "data_dir", folder)
-    return train.load_data
-
-
 @pytest.fixture
 def load(monkeypatch, data):
-    return load_from(data, monkeypatch)
+    """load_data, in this process, on the small data set."""
+    import train
+    monkeypatch.setattr(train, "data_dir", data)
+    return train.load_data
 
 
 def info_of(*classes):

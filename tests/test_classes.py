@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import message
+from conftest import message, posix
 
 
 def picture(path, colour, size=(60, 40), **options):
@@ -105,10 +105,17 @@ def test_every_format_counts_and_what_is_no_picture_is_named(folder, capsys):
     assert (labels == 0).sum() == 9 and info.splits["train"].num_examples == 10
     out = capsys.readouterr().out
     assert "train: 9 of cat, 1 of dog\nLeft out: 4\n" in out
-    assert f"  {cat / 'album'}: cannot be read as a picture: it is a folder; only" in out
+    assert f"  {cat / 'album'}: it is no file" in out
     assert f"  {cat / 'cut.jpg'}: cannot be read as a picture: image file is truncated" in out
     assert f"  {cat / 'notes.txt'}: cannot be read: it is no picture, or of a format that Pillow lacks" in out
     assert "  and 1 more\n" in out and "._a.jpg" not in out, "a hidden file is no picture, as with --image"
+
+
+@posix
+def test_a_pipe_is_not_waited_for(folder, capsys):
+    os.mkfifo(folder / "train/cat/pipe.png")
+    loaded(folder)
+    assert "pipe.png: it is no file" in capsys.readouterr().out
 
 
 def test_hidden_folders_are_no_classes(folder):
