@@ -51,20 +51,19 @@ def measure_pipeline(load_data):
     return {"first batch, s": first, "pipeline, images/s": passes * epoch * 64 / (time.perf_counter() - begin)}
 
 
-def measure_training(load_data, validation_steps, fast, augment, epochs):
+def measure_training(load_data, validation_steps, with_fast, with_augment, epochs):
     """Wall and CPU milliseconds a training step, seconds of an epoch of 781 steps, and peak memory."""
     import keras
 
     import train
-    from support import augment as augmentation
-    from support import fast as recipe
+    from support import augment, fast
     ds_train, ds_test, info = load_data()
     steps_per_epoch = info.splits["train"].num_examples // 64
-    if augment:
-        ds_train = augmentation.stream(ds_train, steps_per_epoch)
+    if with_augment:
+        ds_train = augment.stream(ds_train, steps_per_epoch)
     model = train.create_model((32, 32, 3))
-    if fast:
-        recipe.prepare(model, load_data()[0], steps_per_epoch, Namespace(epochs=epochs, batch_size=64))
+    if with_fast:
+        fast.prepare(model, load_data()[0], steps_per_epoch, Namespace(epochs=epochs, batch_size=64))
     clock = {}
 
     class Clock(keras.callbacks.Callback):
@@ -96,7 +95,7 @@ def measure_training(load_data, validation_steps, fast, augment, epochs):
 def measure(side, what):
     """In a process of its own: measure one side and print the figures as JSON."""
     sys.path.insert(0, str(root))
-    fast, augment = side in ("--fast", "--augment"), side == "--augment"
+    with_fast, with_augment = side in ("--fast", "--augment"), side == "--augment"
     if side != "tutorial":
         import train
         load_data, validation_steps = train.load_data, None
@@ -111,7 +110,7 @@ def measure(side, what):
     else:
         from support import fast
         epochs = fast.epochs if side == "--fast" else train.epochs
-        figures = measure_training(load_data, validation_steps, fast, augment, epochs)
+        figures = measure_training(load_data, validation_steps, with_fast, with_augment, epochs)
     print(json.dumps(figures))
 
 
