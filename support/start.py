@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -30,6 +31,15 @@ def import_packages():
             importlib.import_module(package)
             if ctrl_c.was_pressed():  # the package has swallowed the KeyboardInterrupt
                 raise KeyboardInterrupt
+
+
+def environment_beside():
+    """Return the file that activates the environment .venv beside the script; None if there is none, or if this is its
+    Python."""
+    activate = Path(sys.argv[0]).with_name(".venv") / ("Scripts/activate" if os.name == "nt" else "bin/activate")
+    if activate.exists() and not activate.parents[1].samefile(sys.prefix):
+        return activate
+    return None
 
 
 def files_that_hide_packages():
@@ -62,12 +72,14 @@ def adjust_process():
     """Set the console, the warnings, Keras and the folder as the script needs them."""
     import keras
     import pooch
+    import tqdm
     sys.stdout.reconfigure(errors="replace", line_buffering=True)  # ? for a character that the console lacks
     warnings.simplefilter("ignore")  # Pillow warns of odd metadata, Matplotlib where there is no display
     loggers = [logging.getLogger(name) for name in ("absl", "tensorflow", "urllib3", "matplotlib.image")]
     loggers.append(pooch.get_logger())  # logging.getLogger() does not know it
     for logger in loggers:
         logger.setLevel(logging.ERROR)  # no advice against HDF5, the tutorial's format, for example
+    tqdm.tqdm.set_lock(threading.RLock())  # its own is for several processes, and from Python 3.14 on, Ctrl-C leaves it
     keras.config.set_floatx("float32")  # whatever ~/.keras/keras.json says: in float16, the loss becomes NaN
     keras.config.set_image_data_format("channels_last")
     use_short_folder_name()
@@ -112,9 +124,14 @@ except BaseException as error:
     if hiding:
         sys.exit(f"{reason}\n"
                  f"Rename {' and '.join(hiding)} beside {Path(sys.argv[0]).name}: Python takes it for the package.")
+    activate = environment_beside()
+    if activate and state == "missing":
+        sys.exit(f"{reason}\n"
+                 "The packages are in the environment .venv, which this terminal does not use. Activate it first:"
+                 f"  {'' if os.name == 'nt' else '. '}{commands.quoted(activate)}")
     requirements = commands.beside("requirements.txt")
     sys.exit(f"{reason}\n"
-             f"This is Python {sys.version.split()[0]}. To install the packages, with Python 3.10 to 3.13:"
+             f"This is Python {sys.version.split()[0]}; the packages need 3.10 to 3.14. To install them:"
              f"  python -m pip install -r {requirements}\n"
              "With uv, you do not have to install Python:"
              f"  uv run --python 3.13 --with-requirements {requirements} {commands.quoted(sys.argv[0])}")

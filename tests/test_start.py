@@ -39,9 +39,32 @@ def test_packages_not_installed(script, tmp_path):
                           capture_output=True, encoding="utf-8", env=environment(tmp_path))
     assert done.returncode == 1 and done.stdout == ""
     version = ".".join(map(str, sys.version_info[:3]))
-    for word in "tensorflow", version, "3.10 to 3.13", f"pip install -r {root / 'requirements.txt'}":
+    for word in "tensorflow", version, "3.10 to 3.14", f"pip install -r {root / 'requirements.txt'}":
         assert word in message(done.stderr)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_environment_that_is_not_activated(tmp_path):
+    """The line that is printed helps, also in another folder and with a space in its path."""
+    folder = tmp_path / "my project"
+    shutil.copytree(root / "support", folder / "support")
+    shutil.copy(root / "train.py", folder)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / ".venv"], check=True)
+    activate = folder / ".venv" / ("Scripts/activate" if os.name == "nt" else "bin/activate")
+    for script, cwd in (folder / "train.py", tmp_path), ("train.py", folder):
+        done = subprocess.run([sys.executable, "-E", "-s", "-S", script, "--help"], cwd=cwd, capture_output=True,
+                              encoding="utf-8", env=environment(tmp_path))
+        assert done.returncode == 1 and "Activate it first:  " in message(done.stderr)
+        command = done.stderr.strip().split("first:  ")[1]
+        assert str(activate if cwd == tmp_path else activate.relative_to(folder)) in command
+    if os.name == "posix":
+        done = subprocess.run(f"{command} && python -c 'import sys; print(sys.prefix)'", shell=True, cwd=folder,
+                              capture_output=True, encoding="utf-8", env=environment(tmp_path))
+        assert done.stdout == f"{folder / '.venv'}\n"
+    inside = activate.with_name("python.exe" if os.name == "nt" else "python")
+    done = subprocess.run([inside, "train.py"], cwd=folder, capture_output=True, encoding="utf-8",
+                          env=environment(tmp_path))
+    assert "To install them:  " in message(done.stderr)
 
 
 def test_a_broken_package_shows_its_own_error(tmp_path):
