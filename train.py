@@ -44,7 +44,7 @@ def load_data(batch_size=batch_size):
     Raises errors.UserError if the data set is not there and cannot be downloaded, or if it is damaged.
     Returns ds_train, an endless stream that is reshuffled for every pass; ds_test, all test images once, in a fixed
     order, with a smaller last batch; and info, the tfds.core.DatasetInfo."""
-    folder = download.prepare(dataset, data_dir)  # from a quick mirror; tfds.load alone may take an hour
+    folder = download.prepare(dataset, data_dir)  # from a fast server; tfds.load alone may take an hour
     ds_train, info = tfds.load(dataset, data_dir=folder, with_info=True, split="train", as_supervised=True)
     ds_test = tfds.load(dataset, data_dir=folder, split="test", as_supervised=True)
 
@@ -180,7 +180,7 @@ def parse_args():
     )
     parser.add_argument(
         "--augment", action="store_true",
-        help="flip and shift the training images, and blank out a square in each; for long runs",
+        help="flip and shift the training images, and hide a square of each; for long runs",
     )
     parser.add_argument(
         "--epochs", metavar="N", type=options.whole_number(1, 10_000),

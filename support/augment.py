@@ -5,7 +5,7 @@ import random
 import tensorflow as tf
 
 farthest = 3  # pixels that an image is shifted at most, in each direction
-hole = 8  # side of the square, in pixels, that is blanked out
+hole = 8  # side of the square, in pixels, that is hidden
 
 
 def stream(ds_train, steps_per_epoch, first_epoch=0):
@@ -22,7 +22,7 @@ def stream(ds_train, steps_per_epoch, first_epoch=0):
 def change_images(batch, epoch, seed):
     """Return a batch, (images, labels, ...), with other images, (n, height, width, channels), of the same dtype: half
     of them flipped, the others in the next epoch (https://arxiv.org/abs/2404.00498); each shifted by a few pixels, with
-    a square that is blanked out (https://arxiv.org/abs/1708.04552), as `seed`, two ints, decides."""
+    a square that is hidden (https://arxiv.org/abs/1708.04552), as `seed`, two ints, decides."""
     given, *others = batch
     images = tf.cast(given, tf.float32)
     count = tf.shape(images)[0]

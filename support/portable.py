@@ -38,8 +38,8 @@ def saving(model, path):
 
 
 def rewrite(model, path):
-    """Describe the model anew in the HDF5 file at `path`, and leave out the state of the optimizer, which Keras cannot
-    read again. Say so if Keras cannot open the file."""
+    """Replace the description of the model in the HDF5 file at `path`, and leave out the state of the optimizer, which
+    Keras cannot read again. Say so if Keras cannot open the file."""
     content = io.BytesIO()  # on a full disk, HDF5 would crash
     with h5py.File(path) as old, h5py.File(content, "w") as new:
         old.copy("model_weights", new)

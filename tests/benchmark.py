@@ -1,5 +1,6 @@
 """Time train.py, --fast and the tutorial's order of operations: python tests/benchmark.py [ROUNDS [SIDE ...]]
 Or time a whole command, from Enter to the prompt: python tests/benchmark.py wait [OPTION ... of train.py]
+Or draw the accuracy over the minutes of training, from the logs: python tests/benchmark.py minutes PICTURE LOGS ...
 
 Every measurement has a process of its own; the sides (tutorial, train.py, --fast, and --augment for a run of 30 epochs
 with both options) take turns, ROUNDS (3) times, and the table shows the medians.
@@ -140,6 +141,34 @@ def wait(options):
     print(f"{end - last:7.1f} s  end of the process\n{end - begin:7.1f} s  in all")
 
 
+def draw_minutes(path, folders):
+    """Draw the accuracy on the test images after each epoch over the minutes since the training began, at `path`, for
+    the runs whose logs are in these folders."""
+    from matplotlib.figure import Figure
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for folder in folders:
+        events = EventAccumulator(str(Path(folder, "validation")), size_guidance={"tensors": 0})
+        events.Reload()
+        begin = events.FirstEventTimestamp()
+        epochs = events.Tensors("epoch_accuracy")
+        minutes = [(epoch.wall_time - begin) / 60 for epoch in epochs]
+        accuracies = [100 * float(make_ndarray(epoch.tensor_proto)) for epoch in epochs]
+        line, = axes.plot(minutes, accuracies, "o-", ms=3, lw=1, label=Path(folder).name)
+        axes.annotate(f"{accuracies[-1]:.1f} %", (minutes[-1], accuracies[-1]), (0, 6), textcoords="offset points",
+                      ha="center", color=line.get_color())
+    axes.set_xscale("log")
+    ticks = [1, 2, 5, 10, 20, 30]
+    axes.set_xticks(ticks, ticks)
+    axes.set_xticks([], minor=True)
+    axes.set(xlabel="minutes of training", ylabel="accuracy on the test images, %", ylim=(50, 95))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=110)
+
+
 def main(rounds, sides):
     found = {side: {} for side in sides}
     with tempfile.TemporaryDirectory() as folder:
@@ -170,5 +199,7 @@ if __name__ == "__main__":
         measure(*sys.argv[2:])
     elif sys.argv[1:2] == ["wait"]:
         wait(sys.argv[2:])
+    elif sys.argv[1:2] == ["minutes"]:
+        draw_minutes(sys.argv[2], sys.argv[3:])
     else:
         main(int(sys.argv[1]) if len(sys.argv) > 1 else 3, sys.argv[2:] or ["tutorial", "train.py", "--fast"])

@@ -4,7 +4,7 @@ import numpy as np
 from conftest import keys, source, take
 
 
-def blanked_out(images):
+def hidden(images):
     """Which pixels of a batch have the colour that most of them have."""
     keys = images @ np.array([1, 1e3, 1e6])  # a number for each colour; to sort triples would be slow
     found, counts = np.unique(keys, return_counts=True)
@@ -24,7 +24,7 @@ def test_augment_flips_and_shifts_and_takes_a_square_out(load):
     keras.utils.set_random_seed(3)
     originals, same_labels = take(load(batch_size=50)[0], 2000)
     assert images.dtype == np.float32 and images.shape == originals.shape and (labels == same_labels).all()
-    out = np.concatenate([blanked_out(batch) for batch in np.split(images, 40)])
+    out = np.concatenate([hidden(batch) for batch in np.split(images, 40)])
     assert (out.sum(axis=(1, 2)) <= 64).all() and (out.sum(axis=(1, 2)) >= 16).all()
     assert (out.sum(axis=(1, 2)) == out.any(axis=1).sum(axis=1) * out.any(axis=2).sum(axis=1)).all(), "no rectangle"
     share = out.mean(axis=0)  # 0.06 in the middle, less at the edges

@@ -280,7 +280,7 @@ def found(group):
 
 
 @rare
-def test_early_stopping_starts_afresh_when_a_run_is_resumed(tmp_path, tiny):
+def test_early_stopping_begins_again_when_a_run_is_resumed(tmp_path, tiny):
     stopping = "EarlyStopping(monitor='loss', mode='max', patience=9, restore_best_weights=True, verbose=1)"
     train = with_callbacks(tmp_path, stopping)
     script = start(train, *options, cwd=tmp_path, data=tiny)
@@ -473,13 +473,13 @@ def test_another_number_of_classes_is_refused_before_the_training(tmp_path, tiny
 
 
 @rare
-def test_training_further_as_readme_says(tmp_path, tiny):
+def test_training_further_as_the_readme_of_the_results_says(tmp_path, tiny):
     """As it is written there, but for two steps."""
-    text = (root / "README.md").read_text(encoding="utf-8").split("can train a model further")[1]
-    lines = re.search(r"(?:^      .*\n|^\n)+", text, re.M)[0]
+    text = (root / "results/README.md").read_text(encoding="utf-8").split("## Train a model further")[1]
+    lines = re.search(r"(?m)^    from .*\n(?:    .*\n|\n)+", text)[0]
     edited(tmp_path)
     program = tmp_path / "program.py"
-    program.write_text(re.sub("(?m)^      ", "", lines).replace("781", "2"))
+    program.write_text(re.sub("(?m)^    ", "", lines).replace("781", "2"))
     (tmp_path / "results").mkdir()
     shutil.copy(root / "results/fast.h5", tmp_path / "results")
     script = start(program, cwd=tmp_path, data=tiny)

@@ -301,7 +301,7 @@ def test_both_recipes_compile_for_gpus(with_fast, policy, load):
 @rare
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_a_model_trained_in_16_bits_is_like_any_other(policy, tiny, tmp_path):
-    """The test chooses instead of the machine, since few have both; all else runs as it is, emulated if need be."""
+    """The test chooses instead of the machine, since few have both; all else runs as it is."""
     program = tmp_path / "train.py"
     program.write_text(f"import sys; sys.path[0] = {str(root)!r}; import support.start, train\n"
                        f"train.machine.faster_precision = lambda: {policy!r}\ntrain.main()")

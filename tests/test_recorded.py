@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
 
 from conftest import convolutions, curves, hparams_of, name, reader, root, run
 
@@ -27,16 +26,17 @@ def test_recorded_model(model_name):
     assert probabilities.sum(axis=1) == pytest.approx(1, abs=1e-5)
 
 
-def test_it_labels_a_drawing_without_data_or_training(tmp_path):
-    shutil.copy(root / "results" / f"{best}.h5", tmp_path)
-    picture = Image.new("RGB", (300, 200), (150, 190, 230))
-    draw = ImageDraw.Draw(picture)
-    draw.rectangle((0, 130, 300, 200), fill=(40, 90, 130))
-    draw.polygon([(60, 115), (250, 115), (230, 145), (75, 145)], fill=(60, 30, 30))
-    draw.rectangle((90, 95, 200, 115), fill=(240, 240, 240))
-    picture.save(tmp_path / "drawing.png")
-    out, err = run("test.py", f"{best}.h5", "--image", "drawing.png", cwd=tmp_path, data=tmp_path / "no data")
-    assert re.match(r"drawing\.png: (\w+) \(\1 [\d.]+%, \w+ [\d.]+%, \w+ [\d.]+%\)\n", out) and err == ""
+def test_it_knows_the_drawings_without_data_or_training(tmp_path):
+    """By README's command."""
+    text = (root / "README.md").read_text(encoding="utf-8")
+    arguments = re.search(r"(?m)^    python test\.py (.*--image .*)", text)[1].split()
+    for file in arguments[0], arguments[-1]:
+        target = tmp_path / file
+        target.parent.mkdir(exist_ok=True)
+        shutil.copytree(root / file, target) if (root / file).is_dir() else shutil.copy(root / file, target)
+    out, err = run("test.py", *arguments, cwd=tmp_path, data=tmp_path / "no data")
+    answers = re.findall(r"(?m)^tests/drawings/(\w+)\.png: (\w+) \(\2 [\d.]+%, \w+ [\d.]+%, \w+ [\d.]+%\)$", out)
+    assert answers == [("airplane", "airplane"), ("car", "automobile"), ("ship", "ship")] and err == ""
 
 
 @pytest.mark.parametrize("run_name", recorded)
