@@ -456,6 +456,33 @@ def test_ones_own_classes_learn_and_new_pictures_count(tmp_path):
     assert "val_accuracy: 1.0" in out
 
 
+def things_to_try():
+    """README's table of them: what to change, as for edited(), and the command's options."""
+    text = (root / "README.md").read_text(encoding="utf-8").split("## Change it")[1]
+    source = (root / "train.py").read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^\| (.*?) \| `python train\.py (.*?)` \|", text)
+    for change, given in rows:
+        old, *new = re.findall(r"`(.*?)`", change)
+        lines = re.findall(f"(?m)^.*{re.escape(old)}.*\n", source)
+        yield [(old, *new)] if new else [(line, "") for line in set(lines)], given.split()
+
+
+def figures(folder, data, changes, options):
+    """All figures of one epoch after these changes."""
+    folder.mkdir()
+    out, err = run(edited(folder, *changes), *options, "--epochs", 1, "--seed", 1, cwd=folder, data=data)
+    assert err == "" and "The model is in" in out
+    return (folder / f"logs/{name}/epochs.csv").read_text()
+
+
+@pytest.mark.parametrize("number", [0, *(pytest.param(number, marks=rare) for number in range(1, 6))])
+def test_things_to_try(number, tmp_path, data):
+    things = list(things_to_try())
+    assert len(things) == 6
+    changes, options = things[number]
+    assert figures(tmp_path / "a", data, changes, options) != figures(tmp_path / "b", data, [], options)
+
+
 def test_without_the_checkpoint_an_earlier_model_is_kept_too(tmp_path, tiny):
     train = edited(tmp_path, smaller, ("callbacks=callbacks", "callbacks=[tensorboard]"))
     run(train, *in_one_go, cwd=tmp_path, data=tiny)
