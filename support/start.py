@@ -37,7 +37,7 @@ def environment_beside():
     """Return the file that activates the environment .venv beside the script; None if there is none, or if this is its
     Python."""
     activate = Path(sys.argv[0]).with_name(".venv") / ("Scripts/activate" if os.name == "nt" else "bin/activate")
-    if activate.exists() and not activate.parents[1].samefile(sys.prefix):
+    if activate.exists() and not activate.parent.samefile(Path(sys.executable).parent):
         return activate
     return None
 
