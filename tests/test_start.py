@@ -15,6 +15,7 @@ from PIL import Image
 from conftest import (
     checkpoint,
     curves,
+    edited,
     environment,
     hparams_of,
     interrupt,
@@ -35,20 +36,21 @@ one = "--epochs 1 --batch-size 70"
 
 @pytest.mark.parametrize("script", ["train.py", "test.py"])
 def test_packages_not_installed(script, tmp_path):
-    done = subprocess.run([sys.executable, "-E", "-s", "-S", root / script, "--help"], cwd=tmp_path,
+    project = edited(tmp_path / "project").parent  # a copy: beside the project itself, there may be a .venv
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    done = subprocess.run([sys.executable, "-E", "-s", "-S", project / script, "--help"], cwd=folder,
                           capture_output=True, encoding="utf-8", env=environment(tmp_path))
     assert done.returncode == 1 and done.stdout == ""
     version = ".".join(map(str, sys.version_info[:3]))
-    for word in "tensorflow", version, "3.10 to 3.14", f"pip install -r {root / 'requirements.txt'}":
+    for word in "tensorflow", version, "3.10 to 3.14", f"pip install -r {project / 'requirements.txt'}":
         assert word in message(done.stderr)
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
 
 
 def test_an_environment_that_is_not_activated(tmp_path):
     """The line that is printed helps, also in another folder and with a space in its path."""
-    folder = tmp_path / "my project"
-    shutil.copytree(root / "support", folder / "support")
-    shutil.copy(root / "train.py", folder)
+    folder = edited(tmp_path / "my project").parent
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / ".venv"], check=True)
     activate = folder / ".venv" / ("Scripts/activate" if os.name == "nt" else "bin/activate")
     for script, cwd in (folder / "train.py", tmp_path), ("train.py", folder):
@@ -78,8 +80,7 @@ def test_a_broken_package_shows_its_own_error(tmp_path):
 @pytest.mark.parametrize("file", ["keras.py", pytest.param("tensorflow.py", marks=rare),
                                   pytest.param("numpy.py", marks=rare)])
 def test_a_file_that_hides_a_package(file, tmp_path):
-    shutil.copytree(root / "support", tmp_path / "support")
-    shutil.copy(root / "train.py", tmp_path)
+    edited(tmp_path)
     (tmp_path / "helpers.py").write_text("")
     (tmp_path / file).write_text("print('mine')")
     done = subprocess.run([sys.executable, "train.py"], cwd=tmp_path, capture_output=True, encoding="utf-8",
@@ -266,9 +267,7 @@ def notebook(tmp_path, tiny, monkeypatch):
     """Return a function that runs cells in a Jupyter kernel, with the project's files in its folder, and returns the
     text that each cell put out."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    for script in "train.py", "test.py":
-        shutil.copy(root / script, tmp_path)
-    shutil.copytree(root / "support", tmp_path / "support")
+    edited(tmp_path)
     monkeypatch.setenv("PATH", os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"])  # noqa: PTH120
     for key, value in environment(tiny).items():
         monkeypatch.setenv(key, value)
@@ -322,9 +321,7 @@ def test_ctrl_c_in_jupyter_stops_the_run_and_not_the_kernel(notebook):
 @rare
 def test_idle(display, tmp_path, tiny):
     pytest.importorskip("tkinter", reason="this Python has no IDLE")
-    source = (root / "train.py").read_text(encoding="utf-8").replace("\nepochs = 30\n", "\nepochs = 1\n")
-    (tmp_path / "train.py").write_text(source, encoding="utf-8")
-    shutil.copytree(root / "support", tmp_path / "support")
+    edited(tmp_path, ("\nepochs = 30\n", "\nepochs = 1\n"))
     env = environment(tiny, DISPLAY=display, HOME=str(tmp_path))
     shell = subprocess.Popen([sys.executable, "-m", "idlelib", "-r", "train.py"], cwd=tmp_path, env=env)
     deadline = time.monotonic() + 120
