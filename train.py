@@ -180,7 +180,8 @@ def parse_args():
     )
     parser.add_argument(
         "--augment", action="store_true",
-        help="flip and shift the training images, and hide a square of each; for long runs",
+        help="flip and shift the training images, and hide a square of each, so that a long run does not learn them by "
+             f"heart (--fast does so from {fast.augmented_from} epochs on)",
     )
     parser.add_argument(
         "--epochs", metavar="N", type=options.whole_number(1, 10_000),
@@ -204,6 +205,8 @@ def parse_args():
         args.epochs = fast.epochs
     if args.epochs is None:
         args.epochs = epochs
+    if args.fast and args.epochs >= fast.augmented_from:
+        args.augment = True
     return args
 
 

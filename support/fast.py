@@ -10,6 +10,7 @@ from support.optimizer import Muon, OneCycle, kernels_for_muon
 
 # The settings. They were chosen on training images that were set aside.
 epochs = 2
+augmented_from = 4  # epochs; shorter runs see each image too seldom to learn it by heart
 adam_peak = 0.002  # highest learning rate of Adam, for 3 epochs of batches of 64; longer runs have lower ones
 muon_peak = 0.003  # the same for Muon
 beta_2 = 0.99  # how slowly Adam forgets the size of gradients; its usual 0.999 is for longer runs
@@ -26,6 +27,7 @@ def prepare(model, ds_train, steps_per_epoch, args, precision=None):
     `ds_train` has batches of images and labels, and is used up; `args` has the options of the command line; `precision`
     is the Keras policy of the run that is resumed. Return what restore() needs."""
     print(f"Fast recipe: {args.epochs} epoch{'s' if args.epochs > 1 else ''}")
+    print("  images flipped, shifted and partly hidden" if args.augment else "  images as they are")
     initial_values.set_all(model, ds_train, gain)
     layers = initial_values.inner_layers(model)
     dropouts = [layer for layer in layers if isinstance(layer, Dropout)]

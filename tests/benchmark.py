@@ -2,8 +2,8 @@
 Or time a whole command, from Enter to the prompt: python tests/benchmark.py wait [OPTION ... of train.py]
 Or draw the accuracy over the minutes of training, from the logs: python tests/benchmark.py minutes PICTURE LOGS ...
 
-Every measurement has a process of its own; the sides (tutorial, train.py, --fast, and --augment for a run of 30 epochs
-with both options) take turns, ROUNDS (3) times, and the table shows the medians.
+Every measurement has a process of its own; the sides (tutorial, train.py, --fast, and --augment for --fast with 30
+epochs) take turns, ROUNDS (3) times, and the table shows the medians.
 It reads TFDS_DATA_DIR if that is set, and otherwise the tests' small data set, which it makes in a temporary folder.
 """
 import json
@@ -64,7 +64,8 @@ def measure_training(load_data, validation_steps, with_fast, with_augment, epoch
         ds_train = augment.stream(ds_train, steps_per_epoch)
     model = train.create_model((32, 32, 3))
     if with_fast:
-        fast.prepare(model, load_data()[0], steps_per_epoch, Namespace(epochs=epochs, batch_size=64))
+        options = Namespace(epochs=epochs, batch_size=64, augment=with_augment)
+        fast.prepare(model, load_data()[0], steps_per_epoch, options)
     clock = {}
 
     class Clock(keras.callbacks.Callback):

@@ -316,7 +316,7 @@ def prepared(load, *layers, loss="sparse_categorical_crossentropy", epochs=2, ba
     from support import fast
     model = keras.Sequential([keras.Input((32, 32, 3)), *layers])
     model.compile(loss=loss, metrics=["accuracy"], **arguments)
-    options = Namespace(epochs=epochs, batch_size=batch_size)
+    options = Namespace(epochs=epochs, batch_size=batch_size, augment=False)
     return model, fast.prepare(model, load()[0], 15, options, precision="mixed_bfloat16")
 
 

@@ -1,5 +1,6 @@
 """--fast: the learner's own network is trained, and afterwards is as they wrote it. A run resumes to the same bytes."""
 import os
+import sys
 import time
 from argparse import Namespace
 
@@ -12,6 +13,7 @@ from conftest import (
     curves,
     edited,
     environment,
+    hparams_of,
     message,
     name,
     prepared,
@@ -23,7 +25,7 @@ from conftest import (
     wait_for,
 )
 
-options = ["--seed", 1, "--fast", "--augment", "--epochs", 4]  # one step each on the tiny data set
+options = ["--seed", 1, "--fast", "--epochs", 4]  # one step each on the tiny data set
 
 
 def test_the_rate_rises_and_falls_and_tensorboard_shows_it(undisturbed):
@@ -46,6 +48,16 @@ def test_a_single_step_learns(tiny, tmp_path):
     before = train.create_model((32, 32, 3)).get_weights()
     after = keras.models.load_model(tmp_path / f"results/{name}.h5", compile=False).get_weights()
     assert (before[-1] == 0).all() and (after[-1] != 0).all(), "the last bias, which has no other initial values"
+
+
+def test_long_runs_change_their_images(undisturbed, monkeypatch):
+    import train
+    for arguments, expected in ("--fast", False), ("--fast --epochs 3", False), ("--fast --epochs 4", True), \
+            ("--fast --epochs 2 --augment", True), ("--epochs 30", False), ("--augment", True):
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments.split()])
+        assert train.parse_args().augment == expected, arguments
+    (trial, shown), = hparams_of(undisturbed / "logs" / name)
+    assert shown["augment"] is True and shown["epochs"] == 4
 
 
 def test_long_runs_have_dropout(capsys):
@@ -250,7 +262,8 @@ def test_measuring_the_precision_takes_bounded_time(monkeypatch):
 def test_it_says_what_it_does_and_resumes_to_the_same_bytes(half, undisturbed, tiny):
     out, err = run("train.py", *options, cwd=half, data=tiny)
     assert "Resuming after epoch" in out and err == ""
-    assert "Fast recipe: 4 epochs\n" in out and "Muon" in out and "rise to 0.0027 and 0.0018" in out
+    assert "Fast recipe: 4 epochs\n  images flipped, shifted and partly hidden\n" in out
+    assert "Muon" in out and "rise to 0.0027 and 0.0018" in out
     same_as_undisturbed(half, undisturbed)
 
 
@@ -289,7 +302,7 @@ def test_both_recipes_compile_for_gpus(with_fast, policy, load):
     ds_train, ds_test, info = load(batch_size=8)
     model = train.create_model((32, 32, 3))
     if with_fast:
-        fast.prepare(model, load(batch_size=8)[0], 125, Namespace(epochs=1, batch_size=8), policy)
+        fast.prepare(model, load(batch_size=8)[0], 125, Namespace(epochs=1, batch_size=8, augment=False), policy)
     model.compile(model.optimizer, model.loss, metrics=["accuracy"], jit_compile=True, auto_scale_loss=False)
     before = model.get_weights()
     history = model.fit(ds_train, steps_per_epoch=2, verbose=0).history

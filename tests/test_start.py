@@ -237,7 +237,7 @@ test.main()
 assert state() + settings() == before, state() + settings()
 """)
     out, err = run(program, cwd=tmp_path, data=tiny)
-    assert "Fast recipe: 1 epoch\n" in out and "  computed in mixed_bfloat16\n" in out
+    assert "Fast recipe: 1 epoch\n  images as they are\n" in out and "  computed in mixed_bfloat16\n" in out
     assert [hparams_of(tmp_path / "logs" / name)[0][1]["precision"] for name in ("first", "second")] == [
         "mixed_bfloat16", "float32"]
 
