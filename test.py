@@ -46,7 +46,7 @@ def main():
     ds_train, ds_test, info = load_data()
     checks.check_images(model, ds_test)
 
-    # evaluate the model on all 10,000 test images, in 157 steps (the tutorial's 156 leave 16 images out)
+    # evaluate the model on all 10,000 test images, in 157 steps (the tutorial's 156 leave out at least 16)
     loss, accuracy = model.evaluate(
         ds_test,
         verbose=verbose(),

@@ -181,7 +181,7 @@ def parse_args():
     parser.add_argument(
         "--augment", action="store_true",
         help="flip and shift the training images, and hide a square of each, so that a long run does not learn them by "
-             f"heart (--fast does so from {fast.augmented_from} epochs on)",
+             f"heart (--fast does so in runs of {fast.augmented_from} epochs or more)",
     )
     parser.add_argument(
         "--epochs", metavar="N", type=options.whole_number(1, 10_000),

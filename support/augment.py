@@ -1,5 +1,5 @@
-"""--augment: images that change in every epoch, so that a network that sees them often still learns from them.
-Without this, a long run learns its training images by heart."""
+"""--augment, and --fast in longer runs: images that change in every epoch.
+Without this, a network that sees its training images often learns them by heart."""
 import random
 
 import tensorflow as tf
