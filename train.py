@@ -179,13 +179,13 @@ def parse_args():
         help="beat the tutorial's accuracy in a few minutes, with a better recipe (see README.md)",
     )
     parser.add_argument(
+        "--epochs", metavar="N", type=options.whole_number(1, 10_000),
+        help=f"passes over the training images (default: {epochs}; with --fast: {fast.epochs})",
+    )
+    parser.add_argument(
         "--augment", action="store_true",
         help="flip and shift the training images, and hide a square of each, so that a long run does not learn them by "
              f"heart (--fast does so in runs of {fast.augmented_from} epochs or more)",
-    )
-    parser.add_argument(
-        "--epochs", metavar="N", type=options.whole_number(1, 10_000),
-        help=f"passes over the training images (default: {epochs}; with --fast: {fast.epochs})",
     )
     parser.add_argument(
         "--batch-size", metavar="N", type=options.whole_number(1, 50_000), default=batch_size,

@@ -4,13 +4,20 @@ import random
 
 import tensorflow as tf
 
+from support.errors import UserError
+
 farthest = 3  # pixels that an image is shifted at most, in each direction
 hole = 8  # side of the square, in pixels, that is hidden
 
 
 def stream(ds_train, steps_per_epoch, first_epoch=0):
     """Return the training stream with images that are changed at random, differently in every pass. What happens in a
-    step depends on its number, so a run that is resumed after `first_epoch` epochs goes on as if uninterrupted."""
+    step depends on its number, so a run that is resumed after `first_epoch` epochs goes on as if uninterrupted.
+    Raises UserError if the stream has no images, (n, height, width, channels)."""
+    shape = ds_train.element_spec[0].shape
+    if shape.rank != 4:
+        raise UserError(f"What preprocess_image() returns, {shape}, cannot be flipped and shifted.\n"
+                        "Leave out --augment; with --fast, set augmented_from = 10_001 in support/fast.py.")
     seed = random.getrandbits(31)  # --seed decides it
     steps = tf.data.Dataset.counter(first_epoch * steps_per_epoch)
 

@@ -52,8 +52,8 @@ class Checkpoint(keras.callbacks.Callback):
         return saved if saved["history"] else {}
 
     def compare_options_and_code(self):
-        """Raise UserError if the interrupted run had other options or other code. It may get more epochs or fewer, if
-        the learning rate does not depend on their number."""
+        """Raise UserError if the interrupted run had other options or other code. Without --fast, whose
+        learning rates depend on the number of epochs, it may get more or fewer."""
         before = self.saved["options"]
         now = self.options
         other = []
@@ -64,7 +64,7 @@ class Checkpoint(keras.callbacks.Callback):
         if other:
             self.refuse("; ".join(other))
         if self.saved.get("code") != self.run["code"]:
-            self.refuse("other code in train.py (main(), parse_args(), epochs and comments do not count)")
+            self.refuse("different code in train.py (main(), parse_args(), epochs and comments do not count)")
 
     def refuse(self, other):
         """Raise UserError: the interrupted run had something other."""
@@ -86,10 +86,10 @@ class Checkpoint(keras.callbacks.Callback):
             if self.saved["steps"] != steps_per_epoch:
                 self.refuse(f"{self.saved['steps']} steps per epoch, not {steps_per_epoch}")
             if self.saved["classes"] != self.run["classes"]:
-                self.refuse("other names of classes")
+                self.refuse("different class names")
             values = self.saved.pop("values")
             if [value.shape for value in values] != [tuple(variable.shape) for variable in self.variables]:
-                self.refuse("a network of other shapes")
+                self.refuse("a network of different shapes")
             for variable, value in zip(self.variables, values):
                 variable.assign(value.view(variable.dtype))  # NumPy's file does not know bfloat16
             print(f"Resuming after epoch {self.initial_epoch} of {self.args.epochs}")

@@ -53,10 +53,14 @@ def check_classes(model, categories):
 
 
 def check_images(model, ds_test):
-    """Raise UserError if the model is not for images like those of `ds_test`, batches of images and labels."""
+    """Raise UserError if the model is not for images like those of `ds_test`, batches of images and labels, or if the
+    labels are not numbers."""
     shape = ds_test.element_spec[0].shape
     if not shape.is_compatible_with(model.input_shape):
         raise UserError(f"This model is not for these test images: its input is {model.input_shape}, they are {shape}.")
+    labels = ds_test.element_spec[1].shape
+    if labels.rank > 1 and labels[-1] != 1:  # one-hot, for example, which can be trained with
+        raise UserError(f"test.py is for labels that are numbers, but those of load_data() are {labels}.")
 
 
 def check_pictures(model):

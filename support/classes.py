@@ -55,7 +55,8 @@ def from_folder(folder, size):
 def stream(images, labels):
     """Return the images and labels as a tf.data.Dataset. From arrays, TensorFlow would make two more copies of them."""
     one = tf.TensorSpec(images.shape[1:], tf.uint8), tf.TensorSpec((), tf.int64)
-    return tf.data.Dataset.from_generator(lambda: zip(images, labels), output_signature=one)
+    dataset = tf.data.Dataset.from_generator(lambda: zip(images, labels), output_signature=one)
+    return dataset.apply(tf.data.experimental.assert_cardinality(len(labels)))  # else Keras does not know its length
 
 
 def read(folder, names, size):
@@ -73,12 +74,12 @@ def read(folder, names, size):
 def read_files(folder, names, size, files):
     """Read those of the `files`, (path, label, time of its last change), that are pictures; if one has changed, all are
     read again. Print how many each class has, and what is left out. Return the same as read()."""
-    images = np.empty((len(files), *size, 3), np.uint8)  # the only copy, since it may need a gigabyte
+    images = np.empty((len(files), *size, 3), np.uint8)  # not a list, which would need as much again
     labels = []
     left_out = []
     for path, label, _ in tqdm(files, unit=" files", ncols=79, delay=1, disable=verbose() == 2):
         if not path.is_file():  # a folder; or a pipe, which would be waited for
-            left_out.append(f"  {path}: it is no file")
+            left_out.append(f"  {path}: it is not a file")
             continue
         try:
             small, _ = image_file.load(path, size[::-1])

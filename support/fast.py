@@ -13,7 +13,6 @@ epochs = 2
 augmented_from = 4  # epochs; shorter runs see each image too seldom to learn it by heart
 adam_peak = 0.002  # highest learning rate of Adam, for 3 epochs of batches of 64; longer runs have lower ones
 muon_peak = 0.003  # the same for Muon
-beta_2 = 0.99  # how slowly Adam forgets the size of gradients; its usual 0.999 is for longer runs
 gain = 0.4  # size of the initial values; small ones change direction faster
 smoothing = 0.2  # part of each label that is spread over all classes
 weight_decay = 0.2  # part of each weight that a step takes off, times the learning rate
@@ -23,7 +22,7 @@ dropout = 0.3  # part of its rate that the last Dropout layer keeps in runs of 3
 
 def prepare(model, ds_train, steps_per_epoch, args, precision=None):
     """Give the compiled model other initial values and, for the training, another precision, dropout, optimizer and
-    loss. Print what these are.
+    loss. Print what these are, and whether the images are changed.
     `ds_train` has batches of images and labels, and is used up; `args` has the options of the command line; `precision`
     is the Keras policy of the run that is resumed. Return what restore() needs."""
     print(f"Fast recipe: {args.epochs} epoch{'s' if args.epochs > 1 else ''}")
@@ -101,7 +100,11 @@ def make_optimizer(model, args, steps_per_epoch):
     have half the rates of 3."""
     scale = (args.batch_size / 64) ** 0.5 * (3 / args.epochs) ** (1 / 3)
     kernels = len(kernels_for_muon(model.trainable_variables))
-    muons = f"Muon for {kernels} kernels, Adam for the rest" if kernels else "Adam"
-    print(f"  {muons}; learning rates rise to {scale * muon_peak:.2g} and {scale * adam_peak:.2g}, then fall to 0")
+    adams, muons = f"{scale * adam_peak:.2g}", f"{scale * muon_peak:.2g}"
+    if kernels:
+        print(f"  Muon for {kernels} kernel{'s' if kernels > 1 else ''}, Adam for the rest; "
+              f"learning rates rise to {muons} and {adams}, then fall to 0")
+    else:
+        print(f"  Adam; its learning rate rises to {adams}, then falls to 0")
     rate = OneCycle(scale * adam_peak, args.epochs * steps_per_epoch, warm_up)
-    return Muon(rate, muon_peak / adam_peak, beta_2=beta_2, weight_decay=weight_decay)
+    return Muon(rate, muon_peak / adam_peak, weight_decay=weight_decay)

@@ -50,5 +50,5 @@ def load(path, size):
 def why_not_read(error):
     """Return why load() could not read a picture, in a few words."""
     if isinstance(error, UnidentifiedImageError):  # its text is the path again
-        return "cannot be read: it is no picture, or of a format that Pillow lacks (save it as JPEG or PNG)"
+        return "cannot be read: it is not a picture, or of a format that Pillow lacks (save it as JPEG or PNG)"
     return f"cannot be read as a picture: {getattr(error, 'strerror', None) or one_line(error)}"

@@ -43,7 +43,7 @@ def whiten_first_layer(model, ds_train, new, gain):
     first = next(layer for layer in inner_layers(model) if layer.weights)
     ordinary = isinstance(first, Conv2D) and first.groups == 1 and first.dilation_rate == (1, 1)
     if not ordinary or first not in model.layers:
-        print("  no whitening: the first layer with weights is no ordinary convolution, or in an inner network")
+        print("  no whitening: the first layer with weights is not an ordinary convolution, or in an inner network")
         return
     values = first.kernel.shape[2] * first.kernel_size[0] * first.kernel_size[1]
     if first.filters > 2 * values or first not in new:
@@ -57,7 +57,7 @@ def whiten_first_layer(model, ds_train, new, gain):
     first.kernel.assign(kernel)
     if first.use_bias:
         first.bias.assign(bias)
-    print("  instead of that, the first layer whitens the images")
+    print("  but the first layer whitens the images")
 
 
 def whitening(images, size, filters, gain):

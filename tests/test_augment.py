@@ -1,5 +1,6 @@
 """--augment: what it changes of the training images, and that a resumed run goes on with it."""
 import numpy as np
+import pytest
 
 from conftest import keys, source, take
 
@@ -69,6 +70,15 @@ def test_augment_takes_whole_numbers_and_weights(load):
         flips.append([not any((changed[number, row:row + 26, column:column + 26].numpy() == middle[number]).mean() > 0.8
                               for row, column in np.ndindex(7, 7)) for number in range(20)])
     assert all(first != second for first, second in zip(*flips)) and 3 < sum(flips[0]) < 17
+
+
+def test_what_is_no_image_is_refused(load):
+    """Such as pixels in a row, for a network of Dense layers."""
+    from support import augment
+    from support.errors import UserError
+    flat = load()[0].map(lambda images, labels: (images[:, 0, 0], labels))
+    with pytest.raises(UserError, match=r"(?s)\(64, 3\), cannot be flipped.*augmented_from = 10_001"):
+        augment.stream(flat, 15)
 
 
 def test_a_resumed_run_does_not_augment_what_it_skips(load, monkeypatch):

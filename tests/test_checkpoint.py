@@ -104,7 +104,7 @@ def test_other_options_are_no_continuation(half, tiny):
     before = (half / checkpoint).read_bytes()
     other = ["--batch-size", 25, "--epochs", 1, "--seed", 2, "--augment", "--fast"]  # two epochs are finished
     out, err = run("train.py", *options, *other, cwd=half, data=tiny, code=1)
-    different = ("with fast False, not True; augment False, not True; epochs 4, not 1; batch size 20, not 25; "
+    different = ("with fast False, not True; epochs 4, not 1; augment False, not True; batch size 20, not 25; "
                  "seed 1, not 2.")
     assert different in message(err) and "--restart" in err and str(half / checkpoint) in err
     assert out == "", "not refused at once"
@@ -143,7 +143,7 @@ def test_other_code_is_no_continuation(change, half, tiny):
     before = (half / checkpoint).read_bytes()
     out, err = run(train, *options, cwd=half, data=tiny, code=1 if another else 0)
     if another:
-        assert "other code in train.py (main(), parse_args(), epochs and comments do not count)." in message(err)
+        assert "different code in train.py (main(), parse_args(), epochs and comments do not count)." in message(err)
         assert "--restart" in err and out == "" and (half / checkpoint).read_bytes() == before
     else:
         assert "Resuming after epoch" in out and err == ""
@@ -188,14 +188,14 @@ def test_what_the_code_does_not_tell_is_compared_before_anything_is_changed(half
     branches.compile("sgd", "mse")
     for model in smaller, branches:
         before = model.get_weights()
-        with pytest.raises(UserError, match="a network of other shapes") as error:
+        with pytest.raises(UserError, match="a network of different shapes") as error:
             resume(half, monkeypatch, model)
         assert "--restart" in message(str(error.value))
         assert all(np.array_equal(old, new) for old, new in zip(before, model.get_weights()))
     model = train.create_model((32, 32, 3))
     with pytest.raises(UserError, match="3 steps per epoch, not 4"):
         resume(half, monkeypatch, model, steps=4)
-    with pytest.raises(UserError, match="other names of classes"):
+    with pytest.raises(UserError, match="different class names"):
         resume(half, monkeypatch, model, classes=[*labels[:-1], "zebra"])
     assert resume(half, monkeypatch, model) >= 2
 
@@ -260,7 +260,7 @@ def test_the_code_of_the_script_counts_where_its_network_is_in_another_file(half
     script.kill()
     edited(half, ("(image, tf.float32)", "(255 - image, tf.float32)"))
     out, err = run(train, *options, cwd=half, data=tiny, code=1)
-    assert "other code in train.py" in message(err)
+    assert "different code in train.py" in message(err)
 
 
 def test_values_of_16_bits_resume(half, monkeypatch):

@@ -28,6 +28,7 @@ def loaded(folder, size=(32, 32)):
     """The images and labels of both splits, and info."""
     from support import classes
     ds_train, ds_test, info = classes.from_folder(folder, size)
+    assert len(ds_train) == info.splits["train"].num_examples  # Keras asks for it
     parts = []
     for dataset in ds_train, ds_test:
         images, labels = zip(*dataset.as_numpy_iterator())
@@ -105,9 +106,9 @@ def test_every_format_counts_and_what_is_no_picture_is_named(folder, capsys):
     assert (labels == 0).sum() == 9 and info.splits["train"].num_examples == 10
     out = capsys.readouterr().out
     assert "train: 9 of cat, 1 of dog\nLeft out: 4\n" in out
-    assert f"  {cat / 'album'}: it is no file" in out
+    assert f"  {cat / 'album'}: it is not a file" in out
     assert f"  {cat / 'cut.jpg'}: cannot be read as a picture: image file is truncated" in out
-    assert f"  {cat / 'notes.txt'}: cannot be read: it is no picture, or of a format that Pillow lacks" in out
+    assert f"  {cat / 'notes.txt'}: cannot be read: it is not a picture, or of a format that Pillow lacks" in out
     assert "  and 1 more\n" in out and "._a.jpg" not in out, "a hidden file is no picture, as with --image"
 
 
@@ -115,7 +116,7 @@ def test_every_format_counts_and_what_is_no_picture_is_named(folder, capsys):
 def test_a_pipe_is_not_waited_for(folder, capsys):
     os.mkfifo(folder / "train/cat/pipe.png")
     loaded(folder)
-    assert "pipe.png: it is no file" in capsys.readouterr().out
+    assert "pipe.png: it is not a file" in capsys.readouterr().out
 
 
 def test_hidden_folders_are_no_classes(folder):

@@ -58,7 +58,7 @@ edits = {  # key: an edit; values: the changes, and what --fast says that it lea
     "more filters": ([("Conv2D(128", "Conv2D(64"), ("Conv2D(64", "Conv2D(96"), ("Conv2D(32", "Conv2D(64")],
                      "or has more than 54 filters"),
     "separable first": ([imported("SeparableConv2D"), ("Conv2D(32", "SeparableConv2D(32")],
-                        "no whitening: the first layer with weights is no ordinary convolution"),
+                        "no whitening: the first layer with weights is not an ordinary convolution"),
     "no softmax, other dials": ([
                     ("\nbatch_size = 64\n", "\nbatch_size = 32\n"), ("\nepochs = 30\n", "\nepochs = 2\n"),
                     ('Dense(num_classes, activation="softmax")', "Dense(num_classes)"),
@@ -69,7 +69,7 @@ edits = {  # key: an edit; values: the changes, and what --fast says that it lea
     "an adapted layer": ([("    model = Sequential([", "    look = tf.keras.layers.Normalization()\n    look.adapt("
                           "tf.random.stateless_uniform((500, 32, 32, 3), (1, 2)))\n    model = Sequential(["),
                           ("        Input(input_shape),\n", "        Input(input_shape),\n        look,\n")],
-                         "no whitening: the first layer with weights is no ordinary convolution"),
+                         "no whitening: the first layer with weights is not an ordinary convolution"),
     "odd filters, no dropout": ([("Conv2D(32", "Conv2D(33"), ("        Dropout(0.25),\n", "")], ""),
 }
 twice = """

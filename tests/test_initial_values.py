@@ -86,7 +86,7 @@ def test_what_is_trained_already_or_frozen_keeps_its_values(load, capsys):
     values = np.linalg.svd(free.kernel.numpy().reshape(-1, 8), compute_uv=False)
     assert values == pytest.approx(0.4 * np.ones(8), rel=1e-3)
     said = capsys.readouterr().out
-    assert "initial values: 1 of 3 layers (the" in said and "Muon for 1 kernels" in said
+    assert "initial values: 1 of 3 layers (the" in said and "  Muon for 1 kernel, Adam" in said
     prepared(load, Flatten(), Dense(8, trainable=False), Dense(10, activation="softmax"))
     said = capsys.readouterr().out
-    assert "initial values: 0 of 1 layers (the" in said and "  Adam; learning rates" in said
+    assert "initial values: 0 of 1 layers (the" in said and "  Adam; its learning rate rises to" in said

@@ -110,7 +110,7 @@ def test_what_is_no_picture_in_a_folder_is_said_and_left_out(folder, photo, tmp_
     model = folder / f"results/{name}.h5"
     found, err = classify(tmp_path, "photos/*/1.png", "photos/?", model=model)
     assert [file.replace("\\", "/") for file in found] == ["photos/a/1.png", "photos/b/1.png"]
-    assert err.count("\n") == 2 and err.count("notes.txt: cannot be read: it is no picture") == 2
+    assert err.count("\n") == 2 and err.count("notes.txt: cannot be read: it is not a picture") == 2
     for named in "photos/a/notes.txt", "photos/c", "photos":  # the last one has only folders
         found, err = classify(tmp_path, named, model=model, code=1)
         assert found == {} and err.count("\n") == 1 and (tmp_path / named).as_posix() in err
