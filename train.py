@@ -137,7 +137,7 @@ def main():
     # begin, or resume an interrupted run; an earlier run with this name is renamed
     ds_train = checkpoint.begin_or_resume(model, ds_train, steps_per_epoch, info)
     if args.augment:
-        ds_train = augment.stream(ds_train, steps_per_epoch, checkpoint.initial_epoch)
+        ds_train = augment.stream(ds_train, steps_per_epoch, args.epochs, checkpoint.initial_epoch)
 
     # some callbacks
     logdir = Path("logs", args.name)

@@ -52,14 +52,14 @@ class Checkpoint(keras.callbacks.Callback):
         return saved if saved["history"] else {}
 
     def compare_options_and_code(self):
-        """Raise UserError if the interrupted run had other options or other code. Without --fast, whose
-        learning rates depend on the number of epochs, it may get more or fewer."""
+        """Raise UserError if the interrupted run had other options or other code. It may get more epochs or fewer,
+        unless the learning rate or the images depend on their number, as with --fast or --augment."""
         before = self.saved["options"]
         now = self.options
         other = []
+        more_or_fewer = now["epochs"] >= self.initial_epoch and not now["fast"] and not now["augment"]
         for key in now:
-            more_or_fewer = key == "epochs" and now["epochs"] >= self.initial_epoch and not now["fast"]
-            if before.get(key) != now[key] and not more_or_fewer:
+            if before.get(key) != now[key] and not (key == "epochs" and more_or_fewer):
                 other.append(f"{key.replace('_', ' ')} {before.get(key)}, not {now[key]}")
         if other:
             self.refuse("; ".join(other))

@@ -61,7 +61,7 @@ def measure_training(load_data, validation_steps, with_fast, with_augment, epoch
     ds_train, ds_test, info = load_data()
     steps_per_epoch = info.splits["train"].num_examples // 64
     if with_augment:
-        ds_train = augment.stream(ds_train, steps_per_epoch)
+        ds_train = augment.stream(ds_train, steps_per_epoch, epochs)
     model = train.create_model((32, 32, 3))
     if with_fast:
         options = Namespace(epochs=epochs, batch_size=64, augment=with_augment)

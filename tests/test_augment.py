@@ -20,7 +20,7 @@ def test_augment_flips_and_shifts_and_takes_a_square_out(load):
     from support import augment
     keras.utils.set_random_seed(3)
     ds_train, ds_test, info = load(batch_size=50)
-    augmented = augment.stream(ds_train, 20)
+    augmented = augment.stream(ds_train, 20, 30)
     images, labels = take(augmented, 2000)
     keras.utils.set_random_seed(3)
     originals, same_labels = take(load(batch_size=50)[0], 2000)
@@ -48,12 +48,17 @@ def test_augment_flips_and_shifts_and_takes_a_square_out(load):
     assert sum(first[image] % 49 != second[image] % 49 for image in first) > 950, "both passes shift the images alike"
     assert all(first[image] // 49 + second[image] // 49 == 1 for image in first), "not flipped in every other pass"
     keras.utils.set_random_seed(3)
-    again = augment.stream(load(batch_size=50)[0], 20)
+    again = augment.stream(load(batch_size=50)[0], 20, 30)
     assert np.array_equal(take(again, 1000)[0], images[:1000])
     keras.utils.set_random_seed(3)
-    resumed = augment.stream(load(batch_size=50)[0].skip(20), 20, first_epoch=1)
+    resumed = augment.stream(load(batch_size=50)[0].skip(20), 20, 30, first_epoch=1)
     assert np.array_equal(take(resumed, 1000)[0], images[1000:])
     assert sorted(keys(*take(ds_test, 400))) == source(40, seed=1), "test images are never changed"
+
+
+def test_short_runs_have_easier_images():
+    from support import augment
+    assert [augment.strength(epochs) for epochs in (1, 9, 10, 30)] == [(2, 6), (2, 6), (3, 8), (3, 8)]
 
 
 def test_augment_takes_whole_numbers_and_weights(load):
@@ -64,7 +69,7 @@ def test_augment_takes_whole_numbers_and_weights(load):
     images = np.random.default_rng(0).integers(0, 256, (100, 32, 32, 3)).astype(np.uint8)
     flips = []
     for epoch in 0, 1:
-        changed, labels, weights = augment.change_images((images, tf.range(100), 2.5), epoch, (1, epoch))
+        changed, labels, weights = augment.change_images((images, tf.range(100), 2.5), epoch, (1, epoch), 3, 8)
         assert changed.dtype == tf.uint8 and (labels.numpy() == range(100)).all() and weights == 2.5
         middle = images[:, 3:-3, 3:-3]
         flips.append([not any((changed[number, row:row + 26, column:column + 26].numpy() == middle[number]).mean() > 0.8
@@ -78,7 +83,7 @@ def test_what_is_no_image_is_refused(load):
     from support.errors import UserError
     flat = load()[0].map(lambda images, labels: (images[:, 0, 0], labels))
     with pytest.raises(UserError, match=r"(?s)\(64, 3\), cannot be flipped.*augmented_from = 10_001"):
-        augment.stream(flat, 15)
+        augment.stream(flat, 15, 30)
 
 
 def test_a_resumed_run_does_not_augment_what_it_skips(load, monkeypatch):
@@ -92,6 +97,6 @@ def test_a_resumed_run_does_not_augment_what_it_skips(load, monkeypatch):
         count.assign_add(1)
         return change(*arguments)
     monkeypatch.setattr(augment, "change_images", counted)
-    stream = augment.stream(load(batch_size=50)[0].skip(200), 20, first_epoch=10)
+    stream = augment.stream(load(batch_size=50)[0].skip(200), 20, 30, first_epoch=10)
     next(iter(stream))
     assert 1 <= count.numpy() < 50

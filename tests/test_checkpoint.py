@@ -100,6 +100,17 @@ def test_ctrl_c_as_the_console_of_windows_raises_it(undisturbed, tmp_path, tiny)
     same_as_undisturbed(tmp_path, undisturbed)
 
 
+@rare
+def test_with_augment_more_epochs_are_another_run(tmp_path, tiny):
+    """Since the images of longer runs change more."""
+    run_on = ["--augment", "--batch-size", 70, "--name", "a"]
+    script = start("train.py", *run_on, "--epochs", 9, cwd=tmp_path, data=tiny)
+    wait_for_output(script, "Epoch 3/9")
+    script.kill()
+    out, err = run("train.py", *run_on, "--epochs", 10, cwd=tmp_path, data=tiny, code=1)
+    assert "an unfinished run with epochs 9, not 10." in message(err)
+
+
 def test_other_options_are_no_continuation(half, tiny):
     before = (half / checkpoint).read_bytes()
     other = ["--batch-size", 25, "--epochs", 1, "--seed", 2, "--augment", "--fast"]  # two epochs are finished

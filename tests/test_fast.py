@@ -262,7 +262,7 @@ def test_measuring_the_precision_takes_bounded_time(monkeypatch):
 def test_it_says_what_it_does_and_resumes_to_the_same_bytes(half, undisturbed, tiny):
     out, err = run("train.py", *options, cwd=half, data=tiny)
     assert "Resuming after epoch" in out and err == ""
-    assert "Fast recipe: 4 epochs\n  images flipped, shifted and partly hidden\n" in out
+    assert "Fast recipe: 4 epochs\n  images flipped, shifted by up to 2 pixels, 6x6 pixels hidden\n" in out
     assert "Muon" in out and "rise to 0.0027 and 0.0018" in out
     same_as_undisturbed(half, undisturbed)
 

@@ -90,7 +90,7 @@ def test_no_pipeline_is_tuned(load):
     """Else the end of a training may have to wait; for how long is not asserted, since that is a matter of luck."""
     from support import augment
     ds_train, ds_test, info = load()
-    for dataset in ds_train, ds_test, augment.stream(ds_train, 20), ds_train.skip(3), ds_test.shuffle(7):
+    for dataset in ds_train, ds_test, augment.stream(ds_train, 20, 30), ds_train.skip(3), ds_test.shuffle(7):
         assert dataset.options().autotune.enabled is False
 
 
