@@ -26,9 +26,11 @@ def prepare(model, ds_train, steps_per_epoch, args, precision=None):
     `ds_train` has batches of images and labels, and is used up; `args` has the options of the command line; `precision`
     is the Keras policy of the run that is resumed. Return what restore() needs."""
     print(f"Fast recipe: {args.epochs} epoch{'s' if args.epochs > 1 else ''}")
-    farthest, hole = augment.strength(args.epochs)
-    print(f"  images flipped, shifted by up to {farthest} pixels, {hole}x{hole} pixels hidden" if args.augment else
-          "  images as they are")
+    if args.augment:
+        farthest, hole = augment.strength(args.epochs)
+        print(f"  images flipped, shifted by up to {farthest} pixels, {hole}x{hole} pixels hidden")
+    else:
+        print("  images as they are")
     initial_values.set_all(model, ds_train, gain)
     layers = initial_values.inner_layers(model)
     dropouts = [layer for layer in layers if isinstance(layer, Dropout)]
