@@ -216,7 +216,7 @@ def test_figures_that_are_no_numbers_are_not_in_the_history(half, monkeypatch):
     import train
     from support.checkpoint import Checkpoint
     monkeypatch.chdir(half)
-    args = Namespace(fast=False, epochs=4, batch_size=20, seed=1, name="a", restart=False)
+    args = Namespace(fast=False, augment=False, epochs=4, batch_size=20, seed=1, name="a", restart=False)
     callback = Checkpoint(args, train.main)
     callback.begin_or_resume(train.create_model((32, 32, 3)), None, 3, info_of(*labels))
     callback.on_train_begin()
@@ -288,7 +288,7 @@ def test_values_of_16_bits_resume(half, monkeypatch):
         model.compile("sgd", "sparse_categorical_crossentropy")
         model.layers[-1].bias.assign(value * np.ones(10))
         return model
-    args = Namespace(fast=False, epochs=4, batch_size=20, seed=1, name="a", restart=False)
+    args = Namespace(fast=False, augment=False, epochs=4, batch_size=20, seed=1, name="a", restart=False)
     saved, resumed = model_of(3), model_of(0)
     for model in saved, resumed:
         callback = Checkpoint(args, train.main)
