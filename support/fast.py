@@ -104,7 +104,8 @@ def make_optimizer(model, args, steps_per_epoch):
     have half the rates of 3."""
     scale = (args.batch_size / 64) ** 0.5 * (3 / args.epochs) ** (1 / 3)
     kernels = len(kernels_for_muon(model.trainable_variables))
-    adams, muons = f"{scale * adam_peak:.2g}", f"{scale * muon_peak:.2g}"
+    muons = f"{scale * muon_peak:.2g}"
+    adams = f"{scale * adam_peak:.2g}"
     if kernels:
         print(f"  Muon for {kernels} kernel{'s' if kernels > 1 else ''}, Adam for the rest; "
               f"learning rates rise to {muons} and {adams}, then fall to 0")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from conftest import environment, message, rare, root, run, run_after
+from conftest import edited, environment, message, rare, root, run, run_after
 
 
 @pytest.mark.parametrize("arguments", [
@@ -68,11 +68,7 @@ def test_the_options_of_a_notebooks_kernel_are_not_ours(launcher, monkeypatch):
 @pytest.mark.skipif(os.name != "posix", reason="the commands are for a POSIX shell")
 def test_printed_commands_can_be_pasted(tmp_path, tiny):
     """In a folder with a space in its name, too."""
-    project = tmp_path / "My CIFAR"
-    project.mkdir()
-    for part in "train.py", "test.py", "requirements.txt":
-        shutil.copy(root / part, project)
-    shutil.copytree(root / "support", project / "support")
+    project = edited(tmp_path / "My CIFAR").parent
     (project / "tests").mkdir()
     shutil.copy(root / "tests/small_cifar10.py", project / "tests")
     out, err = run(project / "tests/small_cifar10.py", "small data", 7, 4, cwd=project, data=tmp_path)
